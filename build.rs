@@ -1,0 +1,16 @@
+//! Lets the binary and the tests find libtorch without `LD_LIBRARY_PATH`.
+
+use std::{env, fs, path::PathBuf};
+
+fn main() {
+    println!("cargo:rerun-if-env-changed=LIBTORCH");
+    println!("cargo:rerun-if-changed=build.rs");
+    let Some(libtorch) = env::var_os("LIBTORCH").map(PathBuf::from) else {
+        return;
+    };
+    // The link in the checkout may move with it; the cache behind it does not.
+    let lib = fs::canonicalize(libtorch.join("lib")).unwrap_or(libtorch.join("lib"));
+    println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
+    // dlopen of the CUDA set needs symbols that the linker would otherwise see no use for.
+    println!("cargo:rustc-link-arg=-Wl,--no-as-needed");
+}

@@ -1,0 +1,241 @@
+//! `tail`: events from the journal, old and new, as lines for people or as NDJSON.
+//!
+//! It reads the journal itself; the daemon may be writing to it at the same time.
+
+use std::{
+    io::{self, BufWriter, Write},
+    path::Path,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use clap::ValueEnum;
+
+use crate::{
+    cli::text::{self, Clock},
+    event::{Event, GapReason, Kind, sequence},
+    journal::{filter::Filter, read::Reader},
+};
+
+/// Events looked at in one read transaction.
+const PAGE: u32 = 512;
+/// The journal is looked at this often even if the writer's bell was not heard.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// What to show and how.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Args {
+    /// Where to start: the oldest event, only new ones, after an event's sequence number, or with
+    /// the last N that pass the filters [default: -10, with --follow latest]
+    #[arg(long, value_name = "earliest|latest|SEQ|-N", allow_hyphen_values = true, value_parser = From::parse)]
+    pub from: Option<From>,
+    /// Go on with new events as they come
+    #[arg(long, short)]
+    pub follow: bool,
+    /// Only events of this stream; can be given more than once
+    #[arg(long = "stream", value_name = "S")]
+    pub streams: Vec<String>,
+    /// Only frames whose best label is this name or WordNet id
+    #[arg(long, value_name = "L")]
+    pub label: Option<String>,
+    /// Only frames whose best label has at least this confidence, 0 to 1
+    #[arg(long, value_name = "P", value_parser = confidence)]
+    pub min_confidence: Option<f32>,
+    /// Only events of this type, such as io.ghostwatch.stream.state.v1 or just stream.state
+    #[arg(long = "type", value_name = "T", value_parser = kind)]
+    pub kind: Option<Kind>,
+    /// How to print
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
+    /// Show times in UTC instead of local time
+    #[arg(long)]
+    pub utc: bool,
+}
+
+/// Where to start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum From {
+    /// With the oldest event that is there.
+    Earliest,
+    /// With what comes from now on.
+    Latest,
+    /// After the event with this sequence number.
+    After(u64),
+    /// With the last so many.
+    Last(u64),
+}
+
+impl From {
+    fn parse(text: &str) -> Result<From, String> {
+        let number = |it: &str| it.parse::<u64>().ok().filter(|_| !it.starts_with('+'));
+        match (text, text.strip_prefix('-')) {
+            ("earliest", _) => Some(From::Earliest),
+            ("latest", _) => Some(From::Latest),
+            (_, Some(count)) => number(count).map(From::Last),
+            _ => number(text).map(From::After),
+        }
+        .ok_or_else(|| "expected earliest, latest, a sequence number or -N".to_owned())
+    }
+}
+
+/// How to print.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// A line for people.
+    Text,
+    /// The event itself, one JSON object per line.
+    Ndjson,
+}
+
+fn confidence(text: &str) -> Result<f32, String> {
+    let it = text.parse().ok().filter(|it| (0.0..=1.0).contains(it));
+    it.ok_or_else(|| "expected a number from 0 to 1".to_owned())
+}
+
+fn kind(text: &str) -> Result<Kind, String> {
+    Kind::from_name(text).ok_or_else(|| {
+        let names: Vec<_> = Kind::ALL.into_iter().map(Kind::name).collect();
+        format!("expected one of {}", names.join(", "))
+    })
+}
+
+/// Prints what the arguments ask for to standard output. Ends quietly when the reader of the
+/// output has gone.
+///
+/// # Errors
+/// The journal cannot be read (a `JournalError` is in the chain), or the output not be written.
+pub fn run(args: &Args, journal: &Path) -> anyhow::Result<()> {
+    let mut reader = Reader::open(journal)?;
+    let output = BufWriter::new(io::stdout().lock());
+    match print(args, &mut reader, output) {
+        Err(error) if gone(&error) => Ok(()),
+        it => it,
+    }
+}
+
+fn gone(error: &anyhow::Error) -> bool {
+    let error = error.downcast_ref::<io::Error>();
+    error.is_some_and(|it| it.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// Prints what the arguments ask for, and with `follow` goes on until writing fails.
+///
+/// # Errors
+/// As [`run`], and also when the reader of the output has gone.
+pub fn print(args: &Args, reader: &mut Reader, mut output: impl Write) -> anyhow::Result<()> {
+    let filter = Filter {
+        streams: args.streams.clone(),
+        label: args.label.clone(),
+        min_confidence: args.min_confidence,
+        kind: args.kind,
+    };
+    let from = args.from.unwrap_or(if args.follow { From::Latest } else { From::Last(10) });
+    let mut cursor = match from {
+        // What expired before the oldest event was not asked for, so it is no gap.
+        From::Earliest => reader.oldest()?.saturating_sub(1),
+        From::Latest => reader.latest()?,
+        From::After(it) => it,
+        From::Last(count) => reader.back(count, &filter)?,
+    };
+    let clock = if args.utc { Clock::Utc } else { Clock::Local };
+    loop {
+        let page = reader.page(cursor, &filter, PAGE)?;
+        if let Some((first, last)) = page.expired {
+            let json = gap(reader, first, last)?;
+            line(&mut output, args.format, &json, clock)?;
+        }
+        for record in &page.records {
+            line(&mut output, args.format, &record.json, clock)?;
+        }
+        let more = cursor != page.cursor;
+        cursor = page.cursor;
+        if more {
+            continue;
+        }
+        output.flush()?;
+        if !args.follow {
+            return Ok(());
+        }
+        reader.wait(LOOK_EVERY);
+    }
+}
+
+fn line(output: &mut impl Write, format: Format, json: &str, clock: Clock) -> io::Result<()> {
+    match format {
+        Format::Ndjson => writeln!(output, "{json}"),
+        Format::Text => writeln!(output, "{}", text::event(json, clock)),
+    }
+}
+
+/// The gap event for this reader. It lies in no journal, so its id is made from the last event
+/// that is missing.
+fn gap(reader: &Reader, first: u64, last: u64) -> anyhow::Result<String> {
+    let id = reader.id().context("making a gap event")?;
+    let event = Event::gap("journal", first, last, GapReason::Expired);
+    Ok(event.envelope_with(&format!("{id}-{}-gap", sequence(last)), last))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{Args as _, FromArgMatches as _};
+
+    use super::*;
+    use crate::journal::{Retain, writer::Writer};
+
+    fn parse(line: &str) -> Result<Args, clap::Error> {
+        let words = std::iter::once("tail").chain(line.split_whitespace());
+        let matches = Args::augment_args(clap::Command::new("tail")).try_get_matches_from(words)?;
+        Args::from_arg_matches(&matches)
+    }
+
+    #[test]
+    fn every_start_can_be_said_and_nothing_else() {
+        let from = |it: &str| parse(&format!("--from {it}")).ok().and_then(|it| it.from);
+        assert_eq!(from("earliest"), Some(From::Earliest));
+        assert_eq!(from("latest"), Some(From::Latest));
+        assert_eq!(from("42"), Some(From::After(42)));
+        assert_eq!(from("00000000000000000042"), Some(From::After(42)), "as in the event");
+        assert_eq!(from("-5"), Some(From::Last(5)));
+        for it in ["", "-", "x", "-x", "1.5", "+1", "-+1"] {
+            assert_eq!(from(it), None, "{it}");
+        }
+        assert!(parse("--min-confidence 1.1").is_err());
+        assert!(parse("--min-confidence nan").is_err());
+        assert!(parse("--type frame").is_err());
+        let all = parse("--stream a --stream b --type stream.state --format ndjson --utc -f");
+        assert_eq!(all.unwrap().streams, ["a", "b"]);
+    }
+
+    #[test]
+    fn it_prints_what_was_asked_for_and_names_what_has_expired() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal.db");
+        let mut writer = Writer::open(&path, Retain::default()).unwrap();
+        let started = crate::event::DaemonState::Started;
+        let mut append = |count| {
+            writer.append(&mut vec![Event::daemon("t", started, None); count]).unwrap();
+        };
+        append(20);
+        let sequences = |line: &str| {
+            let args = parse(&format!("--format ndjson {line}")).unwrap();
+            let mut output = Vec::new();
+            print(&args, &mut Reader::open(&path).unwrap(), &mut output).unwrap();
+            let event = |it: &str| serde_json::from_str::<serde_json::Value>(it).unwrap();
+            let text = String::from_utf8(output).unwrap();
+            let number = |it: &serde_json::Value| it.as_str().unwrap().parse::<u64>().unwrap();
+            text.lines().map(|it| number(&event(it)["sequence"])).collect::<Vec<_>>()
+        };
+        assert_eq!(sequences(""), Vec::from_iter(11..=20));
+        assert_eq!(sequences("--from earliest"), Vec::from_iter(1..=20));
+        assert_eq!(sequences("--from latest"), [0u64; 0]);
+        assert_eq!(sequences("--from 18"), [19, 20]);
+        assert_eq!(sequences("--from -3 --type daemon"), [18, 19, 20]);
+        assert_eq!(sequences("--from earliest --stream front"), [0u64; 0]);
+        writer.set_retain(Retain { age: Some(Duration::ZERO), ..Retain::default() });
+        while writer.maintain().unwrap() {}
+        writer.set_retain(Retain::default());
+        writer.append(&mut vec![Event::daemon("t", started, None)]).unwrap();
+        assert_eq!(sequences("--from 5"), [20, 21], "a gap event, then what is there");
+        assert_eq!(sequences("--from earliest"), [21]);
+    }
+}

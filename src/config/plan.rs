@@ -1,0 +1,294 @@
+//! The configuration as it can be run: checked, typed and complete.
+//!
+//! Paths are absolute or relative to the working directory, secrets are read, defaults are in.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::SocketAddr,
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
+
+use crate::source::url::SourceUrl;
+
+/// Everything that is configured.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// Names this daemon in the events' `source`.
+    pub instance: String,
+    /// The streams by id.
+    pub streams: BTreeMap<String, StreamPlan>,
+    /// The network.
+    pub model: ModelPlan,
+    /// Where it runs.
+    pub device: DevicePlan,
+    /// How frames are put into batches.
+    pub batch: BatchPlan,
+    /// The embedded event log.
+    pub journal: JournalPlan,
+    /// Where events go besides the journal; names are unique.
+    pub sinks: Vec<SinkPlan>,
+    /// Metrics, health and the read API.
+    pub http: HttpPlan,
+    /// The daemon's own log.
+    pub log: LogPlan,
+    /// Bounds against mistakes and hostile streams.
+    pub limits: LimitsPlan,
+}
+
+/// A text that is never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Hides `text`.
+    pub fn new(text: impl Into<String>) -> Secret {
+        Secret(text.into())
+    }
+
+    /// The text itself, to hand to whoever checks it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// One stream.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StreamPlan {
+    /// Where it comes from, in the form that `SourceUrl::parse` reads, without user name and
+    /// password. Its query can hold secrets, so print [`StreamPlan::shown`] instead.
+    pub url: Secret,
+    /// User name for the camera.
+    pub username: Option<Secret>,
+    /// Password for the camera. `None` also if the secrets were not to be read.
+    pub password: Option<Secret>,
+    /// At most so many frames per second are classified; `None` for all.
+    pub max_fps: Option<f64>,
+    /// How RTP is carried.
+    pub transport: Transport,
+    /// Size of the jitter buffer.
+    pub latency: Duration,
+    /// A live stream without a picture for this long has failed.
+    pub stall_after: Duration,
+    /// What happens when frames come faster than they are classified.
+    pub when_full: WhenFull,
+    /// A file starts over when it has ended.
+    pub looped: bool,
+    /// A file or test pattern comes at its own rate.
+    pub realtime: bool,
+    /// When a file was recorded.
+    pub start_time: Option<SystemTime>,
+    /// Its share under overload, from 1 to 100.
+    pub weight: u32,
+    /// Whom to trust.
+    pub tls: TlsPlan,
+}
+
+impl StreamPlan {
+    /// The URL as it may be printed.
+    pub fn shown(&self) -> String {
+        self.parsed().map_or_else(|| "***".to_owned(), |it| it.to_string())
+    }
+
+    /// Whether pictures come in their own time.
+    pub fn is_live(&self) -> bool {
+        self.parsed().is_some_and(|it| it.is_live())
+    }
+
+    /// The URL, parsed; always `Some` in a checked plan.
+    pub fn parsed(&self) -> Option<SourceUrl> {
+        SourceUrl::parse(self.url.expose()).ok().map(|it| it.url)
+    }
+}
+
+/// How RTP is carried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// Inside the RTSP connection.
+    Tcp,
+    /// As datagrams.
+    Udp,
+    /// As datagrams, and inside the connection if none come.
+    Auto,
+}
+
+/// What a source does when frames come faster than they are classified.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WhenFull {
+    /// The newest frame takes the place of the one that waits.
+    Latest,
+    /// The source waits: no frame is lost.
+    Block,
+}
+
+/// Whom a TLS connection trusts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsPlan {
+    /// Whether the certificate is checked at all.
+    pub verify: bool,
+    /// Authorities to trust instead of the system's.
+    pub ca_file: Option<PathBuf>,
+}
+
+/// The network. `None`: what the weights file says.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelPlan {
+    /// The checkpoint.
+    pub weights: PathBuf,
+    /// One class per line.
+    pub labels: Option<PathBuf>,
+    /// The name in events and metrics.
+    pub name: Option<String>,
+    /// Pixels that the short side is scaled to.
+    pub resize: Option<u32>,
+    /// Side in pixels of the square that is cut out; at most `resize`, if both are given.
+    pub input: Option<u32>,
+    /// Subtracted from red, green and blue in 0..1.
+    pub mean: Option<[f32; 3]>,
+    /// What red, green and blue are then divided by; never 0.
+    pub std: Option<[f32; 3]>,
+}
+
+/// Where the network runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DevicePlan {
+    /// Which device.
+    pub device: Device,
+    /// `None`: chosen by the self-test.
+    pub precision: Option<Precision>,
+    /// Batches that are computed at once; `None`: chosen by device and cores.
+    pub lanes: Option<usize>,
+    /// The folder with the CUDA libraries; `None`: searched for.
+    pub cuda: Option<PathBuf>,
+}
+
+/// Which device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Device {
+    /// The first GPU if it works, else the CPU.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// This GPU, or nothing.
+    Cuda(usize),
+}
+
+/// How numbers are stored and multiplied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// float32.
+    Fp32,
+    /// bfloat16.
+    Bf16,
+    /// float16.
+    Fp16,
+}
+
+/// How frames are put into batches.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BatchPlan {
+    /// Frames in the largest batch, from 1 to 256.
+    pub max_size: usize,
+    /// A batch is closed at the latest this long after its oldest frame.
+    pub max_wait: Duration,
+    /// Sizes that batches are padded to, ascending, the last one `max_size`; `None`: chosen.
+    pub buckets: Option<Vec<usize>>,
+}
+
+/// The embedded event log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JournalPlan {
+    /// The file.
+    pub path: PathBuf,
+    /// How much is kept.
+    pub retain: RetainPlan,
+    /// Events are on disk at the latest after this time.
+    pub commit_every: Duration,
+}
+
+/// How much the journal keeps. The oldest events go first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RetainPlan {
+    /// Size of the file; `None`: no bound.
+    pub bytes: Option<u64>,
+    /// Age of an event; `None`: no bound.
+    pub age: Option<Duration>,
+    /// Bytes of the file system that stay free for others.
+    pub keep_free: u64,
+}
+
+/// Where events go besides the journal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SinkPlan {
+    /// The name in metrics; matches the pattern of stream ids.
+    pub name: String,
+    /// What it is.
+    pub kind: SinkKind,
+}
+
+/// What a sink is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SinkKind {
+    /// Lines on standard output.
+    Stdout,
+    /// Lines in a file that is moved aside when it has grown.
+    File {
+        /// The newest file.
+        path: PathBuf,
+        /// A file that would grow beyond this is moved aside first.
+        rotate_bytes: u64,
+        /// How many files are kept beside the newest.
+        keep: u32,
+    },
+}
+
+/// Metrics, health and the read API.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HttpPlan {
+    /// Loopback, unless `token_file` is set.
+    pub listen: SocketAddr,
+    /// Where the token comes from.
+    pub token_file: Option<PathBuf>,
+    /// The token. `None` iff there is no file, or the secrets were not to be read.
+    pub token: Option<Secret>,
+    /// Host names that clients may use besides localhost and the address, in lower case.
+    pub hosts: Vec<String>,
+}
+
+/// The daemon's own log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogPlan {
+    /// The least level that is logged: `error`, `warn`, `info`, `debug` or `trace`.
+    pub level: &'static str,
+    /// How.
+    pub format: LogFormat,
+}
+
+/// How the log is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Text on a terminal, else JSON.
+    Auto,
+    /// Lines for people.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// Bounds against mistakes and hostile streams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LimitsPlan {
+    /// Streams.
+    pub max_streams: usize,
+    /// Width in pixels of a stream's picture.
+    pub max_width: u32,
+    /// Height in pixels of a stream's picture.
+    pub max_height: u32,
+}

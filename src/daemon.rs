@@ -1,0 +1,455 @@
+//! The life of the daemon: start, reload, watch, drain.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    cli::{Exit, code, text::Clock},
+    config::{
+        diff,
+        plan::{self, Plan, SinkKind, StreamPlan},
+    },
+    event::Context,
+    http,
+    infer::{
+        Model,
+        batch::Batching,
+        device::{Engine, GpuStatus},
+        load::{self, Choice, Loaded},
+        wanted::{Precision, Use, Wanted},
+    },
+    journal::{JournalError, Retain, read::Reader, writer::Writer},
+    ledger::Stream,
+    log,
+    observe::Observer,
+    pipeline::{Added, Parts, Pipeline, WhenFull},
+    publish::Publisher,
+    sink::{self, Target, file::Rotation},
+    source::{self, Spec, gst::GstOpener},
+    systemd,
+};
+
+/// Reads the configuration again.
+pub type Reread = Box<dyn Fn() -> anyhow::Result<Plan>>;
+
+/// How the daemon is run.
+pub struct Options {
+    /// End when all files have ended.
+    pub once: bool,
+    /// Print labels on standard output.
+    pub print: bool,
+    /// Reads the configuration again; `None` iff there is no file.
+    pub reread: Option<Reread>,
+    /// Changes the log's level.
+    pub log: log::Handle,
+}
+
+/// How long a drain may take.
+const DRAIN: Duration = Duration::from_secs(10);
+/// How often signals and stages are looked at.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Signals that have come.
+struct Signals {
+    stop: Arc<AtomicBool>,
+    reload: Arc<AtomicBool>,
+}
+
+impl Signals {
+    fn install() -> anyhow::Result<Signals> {
+        use signal_hook::{consts, flag};
+        let (stop, reload) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        for signal in [consts::SIGTERM, consts::SIGINT] {
+            // The order matters: the first signal only sets the flag, the second finds it set.
+            flag::register_conditional_shutdown(signal, code::SIGNAL, stop.clone())?;
+            flag::register(signal, stop.clone())?;
+        }
+        flag::register(consts::SIGHUP, reload.clone())?;
+        Ok(Signals { stop, reload })
+    }
+}
+
+/// A stream that is running.
+struct Running {
+    stream: Arc<Stream>,
+    added: Added,
+}
+
+struct Daemon {
+    plan: Plan,
+    options: Options,
+    pipeline: Pipeline,
+    observer: Arc<Observer>,
+    streams: BTreeMap<String, Running>,
+    /// Streams that were taken out and may still have frames on the way.
+    removed: Vec<Arc<Stream>>,
+    sinks: Sinks,
+    notify: systemd::Notifier,
+}
+
+/// Runs until a signal, the end of all files with `once`, or a failure.
+///
+/// # Errors
+/// Something could not be started, a stage failed, or the drain did not finish in time.
+pub fn run(plan: Plan, options: Options) -> anyhow::Result<()> {
+    let signals = Signals::install()?;
+    if options.once {
+        let endless = plan.streams.iter().find(|it| it.1.is_live() || it.1.looped);
+        if let Some((id, _)) = endless {
+            return Err(Exit::wrong(format!(
+                "--once would never end: stream {id} is live or looped"
+            )));
+        }
+    }
+    // Before the model, which takes a second: a broken or foreign journal is then told at once.
+    let journal = open_journal(&plan)?;
+    let gpu = match plan.device.device {
+        plan::Device::Cpu => GpuStatus::Absent,
+        _ => GpuStatus::find(plan.device.cuda.as_deref()),
+    };
+    let loaded = load_model(&plan, &gpu)?;
+    let observer = Observer::new(&loaded, &gpu);
+    let _http = serve(&plan, &observer)?;
+    let sinks = Sinks::start(&plan, &options, &journal)?;
+    let pipeline = start_pipeline(&plan, loaded, journal, &observer)?;
+    observer.queues(pipeline.queues());
+    let notify = systemd::Notifier::from_env()?;
+    let streams = BTreeMap::new();
+    let removed = Vec::new();
+    let mut daemon = Daemon { plan, options, pipeline, observer, streams, removed, sinks, notify };
+    daemon.add_all()?;
+    daemon.observer.reloaded(true);
+    daemon.observer.ready(true);
+    daemon.notify.ready();
+    daemon.life(&signals)
+}
+
+fn serve(plan: &Plan, observer: &Arc<Observer>) -> anyhow::Result<http::Handle> {
+    let token = plan.http.token.as_ref().map(|it| http::Token::new(it.expose())).transpose();
+    let access = http::Access::new(token.context("http.token_file")?, &plan.http.hosts);
+    http::serve(plan.http.listen, access, observer.state())
+}
+
+fn open_journal(plan: &Plan) -> anyhow::Result<Writer> {
+    let retain = &plan.journal.retain;
+    let retain = Retain { bytes: retain.bytes, age: retain.age, keep_free: retain.keep_free };
+    Writer::open(&plan.journal.path, retain).map_err(|error| match &error {
+        JournalError::TooNew { .. } | JournalError::Damaged { .. } => {
+            Exit::journal(error.to_string())
+        }
+        _ => error.into(),
+    })
+}
+
+fn load_model(plan: &Plan, gpu: &GpuStatus) -> anyhow::Result<Loaded> {
+    if let GpuStatus::Unusable(reason) = gpu {
+        tracing::warn!(reason, "there is a GPU, but it cannot be used");
+    }
+    let device = match plan.device.device {
+        plan::Device::Auto => Use::Auto,
+        plan::Device::Cpu => Use::Cpu,
+        plan::Device::Cuda(index) => Use::Cuda(index),
+    };
+    let precision = plan.device.precision.map(|it| match it {
+        plan::Precision::Fp32 => Precision::Fp32,
+        plan::Precision::Bf16 => Precision::Bf16,
+        plan::Precision::Fp16 => Precision::Fp16,
+    });
+    let wanted = Wanted { device, precision, max_batch: plan.batch.max_size };
+    let model = &plan.model;
+    let choice = Choice {
+        weights: model.weights.clone(),
+        labels: model.labels.clone(),
+        resize: model.resize.map(|it| it as usize),
+        input: model.input.map(|it| it as usize),
+        mean: model.mean,
+        std: model.std,
+    };
+    let loaded = load::load(&choice, &wanted, gpu)?;
+    if !loaded.passes() {
+        bail!("the golden self-test failed on {}: {:?}", loaded.engine.device(), loaded.agreement);
+    }
+    tracing::info!(
+        device = loaded.engine.device(),
+        precision = loaded.engine.precision().name(),
+        error = loaded.agreement.max_error,
+        "the golden self-test agrees with {}",
+        loaded.reference.by
+    );
+    if loaded.demonstration {
+        tracing::warn!(
+            "this is the demonstration checkpoint: it knows 200 of the 1000 classes (top-1 32.8 % on those); `ghostwatch weights fetch` gets the published one"
+        );
+    }
+    Ok(loaded)
+}
+
+fn start_pipeline(
+    plan: &Plan,
+    loaded: Loaded,
+    journal: Writer,
+    observer: &Arc<Observer>,
+) -> anyhow::Result<Pipeline> {
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let on_gpu = loaded.engine.device() != "cpu";
+    let lanes = plan.device.lanes.unwrap_or(if on_gpu { 1 } else { cores });
+    let context = Context {
+        instance: plan.instance.clone(),
+        model: plan.model.name.clone().unwrap_or_else(|| loaded.model.clone()),
+        weights: loaded.sha256.clone(),
+        label_set: loaded.label_set.clone(),
+        precision: loaded.engine.precision().name().to_owned(),
+        device: loaded.engine.device(),
+        labels: loaded.labels.entries.iter().map(|it| (it.wnid.clone(), it.name.clone())).collect(),
+    };
+    let mut models: Vec<Box<dyn Model>> = Vec::new();
+    for _ in 1..lanes {
+        let lane: Engine = loaded.engine.lane()?;
+        models.push(Box::new(lane));
+    }
+    models.push(Box::new(loaded.engine));
+    let publisher = Publisher::new(journal, context, observer.clone());
+    Pipeline::start(Parts {
+        geometry: loaded.geometry,
+        models,
+        preprocess_workers: cores,
+        batching: Batching { max_size: plan.batch.max_size, max_wait: plan.batch.max_wait },
+        top: 5,
+        watch: observer.clone(),
+        publish: Box::new(|input| publisher.run(input)),
+    })
+}
+
+impl Daemon {
+    fn add_all(&mut self) -> anyhow::Result<()> {
+        let plans: Vec<_> =
+            self.plan.streams.iter().map(|it| (it.0.clone(), it.1.clone())).collect();
+        for (id, plan) in plans {
+            self.add(&id, plan)?;
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, id: &str, plan: StreamPlan) -> anyhow::Result<()> {
+        let spec = spec(&plan, &self.plan)?;
+        let stream = Arc::new(Stream::new(id));
+        let first_epoch = next_epoch(&self.plan.journal.path, id)?;
+        let settings = source::Settings::new(&spec, first_epoch);
+        let when_full = match plan.when_full {
+            plan::WhenFull::Latest => WhenFull::Latest,
+            plan::WhenFull::Block => WhenFull::Block,
+        };
+        let opener = GstOpener::new(spec, stream.clone())?;
+        let added = self.pipeline.add_source(
+            Box::new(opener),
+            stream.clone(),
+            settings,
+            (when_full, plan.weight),
+        )?;
+        self.observer.add(&stream, &plan, &added);
+        self.streams.insert(id.to_owned(), Running { stream, added });
+        Ok(())
+    }
+
+    fn remove(&mut self, id: &str) {
+        let Some(running) = self.streams.remove(id) else { return };
+        running.added.stop.cancel();
+        self.removed.push(running.stream);
+    }
+
+    fn life(mut self, signals: &Signals) -> anyhow::Result<()> {
+        let mut failed = None;
+        while !signals.stop.load(Relaxed) && failed.is_none() {
+            if signals.reload.swap(false, Relaxed) {
+                self.reload();
+            }
+            if let Some(exit) = self.pipeline.next_exit(Instant::now() + TICK) {
+                match exit.result {
+                    Err(error) => failed = Some(error),
+                    Ok(()) if !exit.stage.starts_with("src-") => {
+                        failed = Some(anyhow::anyhow!("stage {} ended by itself", exit.stage));
+                    }
+                    Ok(()) => tracing::debug!(stage = exit.stage, "ended"),
+                }
+            }
+            if self.options.once && self.pipeline.sources() == 0 {
+                break;
+            }
+            self.tick();
+        }
+        self.drain(failed)
+    }
+
+    /// Feeds the watchdog while all loops turn, and forgets streams whose last frame is published.
+    fn tick(&mut self) {
+        if self.observer.alive() {
+            self.notify.watchdog();
+        }
+        let observer = &self.observer;
+        self.removed.retain(|it| {
+            let busy = it.in_flight() != 0;
+            if !busy {
+                observer.remove(it);
+            }
+            busy
+        });
+    }
+
+    /// Follows a changed configuration as far as it can be followed; anything else is refused and
+    /// the old one stays.
+    fn reload(&mut self) {
+        let Some(reread) = &self.options.reread else {
+            tracing::warn!("there is no configuration file to read again");
+            return;
+        };
+        self.notify.reloading();
+        let result = reread().and_then(|plan| self.apply(plan));
+        self.observer.reloaded(result.is_ok());
+        match result {
+            Ok(()) => tracing::info!("configuration reloaded"),
+            Err(error) => {
+                tracing::error!("configuration refused, the old one stays in force: {error:#}");
+            }
+        }
+        self.notify.ready();
+    }
+
+    fn apply(&mut self, plan: Plan) -> anyhow::Result<()> {
+        let diff = diff::diff(&self.plan, &plan);
+        let mut restart = diff.restart;
+        let fixed = [
+            ("sinks", diff.sinks.is_empty()),
+            ("journal.retain", !diff.retain),
+            ("http.token_file, http.hosts", !diff.http_access),
+        ];
+        restart.extend(fixed.into_iter().filter(|it| !it.1).map(|it| it.0));
+        if !restart.is_empty() {
+            bail!("a restart is needed to change {}", restart.join(", "));
+        }
+        if diff.log_level {
+            self.options.log.set_level(plan.log.level)?;
+        }
+        self.plan = plan;
+        let streams = diff.streams;
+        for id in streams.removed.iter().chain(&streams.changed) {
+            self.remove(id);
+        }
+        for id in streams.changed.iter().chain(&streams.added) {
+            let plan = self.plan.streams[id].clone();
+            self.add(id, plan)?;
+        }
+        Ok(())
+    }
+
+    /// Stops the sources and lets every frame find its outcome.
+    fn drain(self, failed: Option<anyhow::Error>) -> anyhow::Result<()> {
+        tracing::info!("draining");
+        self.observer.ready(false);
+        self.notify.stopping();
+        let streams: Vec<_> =
+            self.streams.into_values().map(|it| it.stream).chain(self.removed).collect();
+        let exits = self.pipeline.stop(Instant::now() + DRAIN).map_err(|stuck| {
+            anyhow::anyhow!("still running after {} s: {}", DRAIN.as_secs(), stuck.join(", "))
+        });
+        // Everything is committed: the sinks can finish.
+        let sinks = self.sinks.stop();
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        for exit in exits? {
+            exit.result?;
+        }
+        for stream in streams {
+            let (decoded, unaccounted) = (stream.decoded.load(Relaxed), stream.unaccounted());
+            if unaccounted != 0 {
+                bail!("stream {}: {unaccounted} of {decoded} frames unaccounted", stream.id);
+            }
+        }
+        sinks
+    }
+}
+
+/// What the source needs, from what is configured.
+fn spec(plan: &StreamPlan, all: &Plan) -> anyhow::Result<Spec> {
+    let hidden = |it: &plan::Secret| source::url::Secret::new(it.expose());
+    Ok(Spec {
+        username: plan.username.as_ref().map(hidden),
+        password: plan.password.as_ref().map(hidden),
+        transport: match plan.transport {
+            plan::Transport::Tcp => source::Transport::Tcp,
+            plan::Transport::Udp => source::Transport::Udp,
+            plan::Transport::Auto => source::Transport::Auto,
+        },
+        latency: plan.latency,
+        stall_after: plan.stall_after,
+        max_fps: plan.max_fps,
+        realtime: plan.realtime,
+        looped: plan.looped,
+        limits: (all.limits.max_width, all.limits.max_height),
+        start_time: plan.start_time,
+        tls: source::Tls { verify: plan.tls.verify, ca_file: plan.tls.ca_file.clone() },
+        ..Spec::parse(plan.url.expose())?
+    })
+}
+
+/// The epoch after the last one that the journal knows of a stream: epochs outlive restarts.
+fn next_epoch(journal: &std::path::Path, id: &str) -> anyhow::Result<u64> {
+    let reader = Reader::open(journal)?;
+    Ok(reader.last_epoch(id)?.map_or(0, |it| it + 1))
+}
+
+/// The threads that write events elsewhere.
+struct Sinks {
+    stop: CancellationToken,
+    threads: Vec<(String, thread::JoinHandle<anyhow::Result<()>>)>,
+}
+
+impl Sinks {
+    fn start(plan: &Plan, options: &Options, journal: &Writer) -> anyhow::Result<Sinks> {
+        let mut targets = Vec::new();
+        if options.print {
+            targets.push(("print".to_owned(), Target::Text(Clock::Local)));
+        }
+        for it in &plan.sinks {
+            let target = match &it.kind {
+                SinkKind::Stdout => Target::Stdout,
+                SinkKind::File { path, rotate_bytes, keep } => {
+                    let rotation = Rotation { bytes: *rotate_bytes, keep: *keep, sync: false };
+                    Target::File(path.clone(), rotation)
+                }
+            };
+            targets.push((it.name.clone(), target));
+        }
+        let stop = CancellationToken::new();
+        let cursor = journal.stats().next - 1;
+        let mut threads = Vec::new();
+        for (name, target) in targets {
+            let (path, stop): (PathBuf, _) = (plan.journal.path.clone(), stop.clone());
+            let thread = thread::Builder::new()
+                .name(format!("sink-{name}"))
+                .spawn(move || sink::run(&path, cursor, &target, &stop))?;
+            threads.push((name, thread));
+        }
+        Ok(Sinks { stop, threads })
+    }
+
+    fn stop(self) -> anyhow::Result<()> {
+        self.stop.cancel();
+        for (name, thread) in self.threads {
+            let result = thread.join().unwrap_or_else(|_| Err(anyhow::anyhow!("panicked")));
+            result.with_context(|| format!("sink {name}"))?;
+        }
+        Ok(())
+    }
+}

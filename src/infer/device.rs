@@ -1,0 +1,451 @@
+//! The network on a device: CPU or CUDA, precision, batch buckets, warm-up.
+//!
+//! Takes model inputs as bytes and gives logits. With `ghostnet.rs` the only place that says
+//! `tch`. Not here: when a batch is closed, and which thread runs which [`Engine`].
+
+use std::{
+    cell::Cell,
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    slice,
+    sync::Once,
+};
+
+use anyhow::{Context, anyhow, bail, ensure};
+use tch::{Device, Kind, TchError, Tensor};
+
+use crate::infer::{
+    Model,
+    ghostnet::{Config, GhostNet},
+    gpu::{self, Found},
+    selftest,
+    wanted::{Precision, Use, Wanted},
+    weights,
+};
+
+/// What there is to say about the machine's NVIDIA GPUs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GpuStatus {
+    /// There is none.
+    Absent,
+    /// One is there, but cannot be used, for this reason.
+    Unusable(String),
+    /// So many can be used.
+    Ready(usize),
+}
+
+impl GpuStatus {
+    /// Looks for a GPU and loads the CUDA libraries if there is one: from `configured`, from
+    /// `$GHOSTWATCH_CUDA` or from `cuda` beside the binary. Must come before all else that calls
+    /// libtorch, which looks for CUDA once, at its first use.
+    pub fn find(configured: Option<&Path>) -> GpuStatus {
+        let beside = std::env::current_exe().ok().and_then(|it| Some(it.parent()?.join("cuda")));
+        let named = std::env::var_os("GHOSTWATCH_CUDA").map(PathBuf::from);
+        let places: Vec<PathBuf> = match configured {
+            Some(configured) => vec![configured.to_owned()],
+            None => named.into_iter().chain(beside).collect(),
+        };
+        let set = match gpu::find(Path::new("/"), &places) {
+            Found::Nothing => return GpuStatus::Absent,
+            Found::Unusable(reason) => return GpuStatus::Unusable(reason),
+            Found::Set(set) => set,
+        };
+        match gpu::load(&set).and_then(|()| probe().map_err(|it| format!("{it:#}"))) {
+            Ok(count) => GpuStatus::Ready(count),
+            Err(reason) => GpuStatus::Unusable(reason),
+        }
+    }
+}
+
+/// How many GPUs there are, after one convolution on the first of them.
+fn probe() -> anyhow::Result<usize> {
+    let count = usize::try_from(tch::Cuda::device_count()).unwrap_or(0);
+    ensure!(
+        0 < count && tch::Cuda::is_available(),
+        "libtorch finds no usable device: the driver may be older than CUDA 13 needs (580)"
+    );
+    let convolve = || {
+        let x = Tensor::f_ones([1, 8, 8, 8], (Kind::Float, Device::Cuda(0)))?;
+        let weight = Tensor::f_ones([8, 8, 1, 1], (Kind::Float, Device::Cuda(0)))?;
+        x.f_conv2d(&weight, None::<Tensor>, [1, 1], [0, 0], [1, 1], 1)?.f_sum(Kind::Float)
+    };
+    let sum = convolve().and_then(|it| it.f_double_value(&[])).map_err(said);
+    let sum = sum.context("a convolution on the first device failed")?;
+    ensure!(sum == 4096.0, "a convolution on the first device gives {sum}, not 4096");
+    Ok(count)
+}
+
+/// A network to be put on a device.
+pub struct Network<'a> {
+    /// Its size.
+    pub config: Config,
+    /// Its parameters, as in the checkpoint.
+    pub tensors: &'a BTreeMap<String, weights::Tensor>,
+    /// Width and height of an input in pixels.
+    pub side: usize,
+    /// Per channel, of pixels scaled to 0..=1.
+    pub mean: [f32; 3],
+    /// Per channel, of pixels scaled to 0..=1.
+    pub std: [f32; 3],
+}
+
+/// The network on a device, for one thread. Lanes on other threads share its weights.
+pub struct Engine {
+    network: GhostNet,
+    device: Device,
+    precision: Precision,
+    /// What the user should know about the precision.
+    note: Option<String>,
+    side: usize,
+    max_batch: usize,
+    normal: Normal,
+    /// `[max_batch, side, side, 3]` on the CPU: f32, normalised, for the CPU; u8 for a GPU.
+    input: Tensor,
+}
+
+impl Engine {
+    /// Puts the network on the device, chooses the precision and warms up every batch size.
+    ///
+    /// # Errors
+    /// The parameters do not fit the network, the device cannot be used, or a wanted precision
+    /// gives other first labels than f32 on the self-test's pictures.
+    pub fn start(network: &Network, wanted: &Wanted, gpu: &GpuStatus) -> anyhow::Result<Engine> {
+        ensure!(0 < wanted.max_batch, "the largest batch is 0, it must be at least 1");
+        one_thread();
+        let device = choose(wanted.device, gpu)?;
+        let build = |device, precision| Engine::build(network, device, precision, wanted.max_batch);
+        let mut engine = match (device, wanted.precision) {
+            (_, Some(Precision::Fp32)) | (Device::Cpu, None) => build(device, Precision::Fp32)?,
+            (Device::Cpu, Some(Precision::Fp16)) => {
+                bail!("fp16 is for GPUs: on the CPU use fp32 or bf16");
+            }
+            (_, preferred) => {
+                let precision = preferred.unwrap_or(Precision::Fp16);
+                // Small: it sees the self-test's pictures once and goes.
+                let mut exact = Engine::build(network, Device::Cpu, Precision::Fp32, 1)?;
+                let mut lower = build(device, precision)?;
+                match (disagreement(&mut exact, &mut lower)?, preferred) {
+                    (None, _) => Engine { note: emulated(device, precision), ..lower },
+                    (Some(reason), Some(_)) => bail!("{reason}; use fp32"),
+                    (Some(reason), None) => {
+                        Engine { note: Some(reason), ..build(device, Precision::Fp32)? }
+                    }
+                }
+            }
+        };
+        engine.warm_up()?;
+        Ok(engine)
+    }
+
+    fn build(
+        network: &Network,
+        device: Device,
+        precision: Precision,
+        max_batch: usize,
+    ) -> anyhow::Result<Engine> {
+        let _guard = tch::no_grad_guard();
+        let input = input(device, max_batch, network.side)?;
+        Ok(Engine {
+            network: GhostNet::new(network.tensors, &network.config, device, kind(precision))?,
+            device,
+            precision,
+            note: None,
+            side: network.side,
+            max_batch,
+            normal: Normal::new(network.mean, network.std),
+            input,
+        })
+    }
+
+    /// The same network for another thread: the weights are shared, the input buffer is not.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn lane(&self) -> anyhow::Result<Engine> {
+        Ok(Engine {
+            network: self.network.share(),
+            device: self.device,
+            precision: self.precision,
+            note: self.note.clone(),
+            side: self.side,
+            max_batch: self.max_batch,
+            normal: self.normal.clone(),
+            input: input(self.device, self.max_batch, self.side)?,
+        })
+    }
+
+    /// Runs every batch size once, so that no frame waits for the kernels of a new shape, and no
+    /// memory grows later. Each lane calls it on its own thread.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn warm_up(&mut self) -> anyhow::Result<()> {
+        for size in buckets(self.max_batch) {
+            let picture = vec![0; self.side * self.side * 3];
+            self.forward(&vec![picture.as_slice(); size])
+                .with_context(|| format!("warm-up with a batch of {size}"))?;
+        }
+        Ok(())
+    }
+
+    /// The device's name: `cpu`, `cuda:0`.
+    pub fn device(&self) -> String {
+        match self.device {
+            Device::Cuda(index) => format!("cuda:{index}"),
+            _ => "cpu".into(),
+        }
+    }
+
+    /// The precision in force.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// What the user should know about the precision: why `auto` did not choose half precision on
+    /// a GPU, or that the CPU has no instructions for the one asked for.
+    pub fn note(&self) -> Option<&str> {
+        self.note.as_deref()
+    }
+
+    /// The largest error of the self-test that is still good, see [`selftest::Agreement`]. Measured
+    /// on the shipped checkpoint on an AVX2 CPU: 3e-7 in f32, 6e-3 in bf16; the rest is room for
+    /// other CPUs. Not measured on a GPU: cuDNN multiplies f32 with 10 bits of mantissa (TF32), as
+    /// many as fp16 has.
+    pub fn allowed_error(&self) -> f64 {
+        match (self.device, self.precision) {
+            (Device::Cpu, Precision::Fp32) => 1e-4,
+            (_, Precision::Fp32 | Precision::Fp16) => 2e-2,
+            (_, Precision::Bf16) => 1e-1,
+        }
+    }
+
+    /// One batch of at most `max_batch`.
+    fn forward_one(&mut self, batch: &[&[u8]]) -> anyhow::Result<Vec<Vec<f32>>> {
+        let size = bucket(batch.len(), self.max_batch);
+        self.fill(batch);
+        let run = || {
+            let rows = self.input.f_narrow(0, 0, size as i64)?;
+            let pixels = match self.device {
+                Device::Cpu => rows.f_to_kind(kind(self.precision))?,
+                device => self.normal.apply(&rows.f_to_device(device)?, kind(self.precision))?,
+            };
+            // Rows of interleaved pixels are what libtorch calls channels last.
+            let logits = self.network.forward(&pixels.f_permute([0, 3, 1, 2])?)?;
+            let logits = logits.f_to_device(Device::Cpu)?.f_contiguous()?;
+            let (_, classes) = logits.size2()?;
+            let mut flat = vec![0.0f32; size * classes as usize];
+            let count = flat.len();
+            logits.f_copy_data(&mut flat, count)?;
+            let rows = flat.chunks_exact(classes as usize).take(batch.len());
+            Ok::<_, TchError>(rows.map(<[f32]>::to_vec).collect())
+        };
+        run().map_err(said).with_context(|| format!("a batch of {size} on {}", self.device()))
+    }
+
+    /// Writes the pictures into the input. Rows beyond them keep what they had: no picture's
+    /// logits depend on another's pixels.
+    fn fill(&mut self, batch: &[&[u8]]) {
+        let bytes = self.side * self.side * 3;
+        let count = self.max_batch * bytes;
+        let pointer = self.input.data_ptr();
+        if self.device == Device::Cpu {
+            // SAFETY: `input` is a contiguous f32 CPU tensor of `count` values that this engine
+            // owns; no view of it outlives a call of `forward_one`, and `&mut self` excludes others.
+            let all = unsafe { slice::from_raw_parts_mut(pointer.cast::<f32>(), count) };
+            for (row, picture) in all.chunks_exact_mut(bytes).zip(batch) {
+                self.normal.fill(row, picture);
+            }
+        } else {
+            // SAFETY: as above, with u8; the copy to the device is synchronous from pageable memory.
+            let all = unsafe { slice::from_raw_parts_mut(pointer.cast::<u8>(), count) };
+            for (row, picture) in all.chunks_exact_mut(bytes).zip(batch) {
+                row.copy_from_slice(picture);
+            }
+        }
+    }
+}
+
+impl Model for Engine {
+    /// Batches over the largest size are run in parts.
+    fn forward(&mut self, batch: &[&[u8]]) -> anyhow::Result<Vec<Vec<f32>>> {
+        let bytes = self.side * self.side * 3;
+        if let Some(it) = batch.iter().find(|it| it.len() != bytes) {
+            bail!("an input has {} bytes, not {bytes} (3 x {1} x {1})", it.len(), self.side);
+        }
+        one_thread();
+        let _guard = tch::no_grad_guard();
+        let mut all = Vec::with_capacity(batch.len());
+        for part in batch.chunks(self.max_batch) {
+            all.extend(self.forward_one(part)?);
+        }
+        Ok(all)
+    }
+}
+
+/// Keeps libtorch from spreading an operator over threads of its own. They wait for each other by
+/// spinning, and collapse when the cores have other work, such as decoding: on two cores under a
+/// load of 10, batch 8, two threads gave 4-11 pictures/s, two lanes of one thread 45-50.
+fn one_thread() {
+    static BETWEEN_OPERATORS: Once = Once::new();
+    thread_local! {
+        // OpenMP keeps the number per thread.
+        static DONE: Cell<bool> = const { Cell::new(false) };
+    }
+    BETWEEN_OPERATORS.call_once(|| tch::set_num_interop_threads(1));
+    if !DONE.replace(true) {
+        tch::set_num_threads(1);
+    }
+}
+
+fn choose(wanted: Use, gpu: &GpuStatus) -> anyhow::Result<Device> {
+    match (wanted, gpu) {
+        (Use::Cpu, _) | (Use::Auto, GpuStatus::Absent | GpuStatus::Unusable(_)) => Ok(Device::Cpu),
+        (Use::Auto, GpuStatus::Ready(_)) => Ok(Device::Cuda(0)),
+        (Use::Cuda(index), GpuStatus::Ready(count)) => {
+            let last = count - 1;
+            ensure!(index <= last, "no device cuda:{index}: the last one is cuda:{last}");
+            Ok(Device::Cuda(index))
+        }
+        (Use::Cuda(index), GpuStatus::Absent) => Err(anyhow!("no device cuda:{index}: no GPU")),
+        (Use::Cuda(index), GpuStatus::Unusable(reason)) => {
+            Err(anyhow!("device cuda:{index} cannot be used: {reason}"))
+        }
+    }
+}
+
+/// Why a lower precision must not be used: `None` if the first labels of all pictures agree.
+fn disagreement(exact: &mut Engine, lower: &mut Engine) -> anyhow::Result<Option<String>> {
+    let side = exact.side;
+    let want = selftest::answers(exact, side)?;
+    let found = selftest::compare(&selftest::answers(lower, side)?, &want)?;
+    let agree = found.top1() && found.max_error.is_finite();
+    Ok((!agree).then(|| {
+        format!(
+            "{} on {} gives another first label than fp32 on {} of {} self-test pictures \
+             (largest error {:.1e})",
+            lower.precision,
+            lower.device(),
+            found.pictures - found.same_top1,
+            found.pictures,
+            found.max_error,
+        )
+    }))
+}
+
+/// What libtorch asks of a CPU before it lets oneDNN compute in bf16.
+#[cfg(target_arch = "x86_64")]
+fn has_bf16() -> bool {
+    is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512dq")
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn has_bf16() -> bool {
+    true
+}
+
+fn emulated(device: Device, precision: Precision) -> Option<String> {
+    let emulated = device == Device::Cpu && precision == Precision::Bf16 && !has_bf16();
+    emulated.then(|| {
+        // 3 against 110 pictures/s at batch 8 on one core of an AVX2-only EPYC.
+        "this CPU has no AVX-512: bf16 is over 20 times slower than fp32 here".into()
+    })
+}
+
+fn kind(precision: Precision) -> Kind {
+    match precision {
+        Precision::Fp32 => Kind::Float,
+        Precision::Bf16 => Kind::BFloat16,
+        Precision::Fp16 => Kind::Half,
+    }
+}
+
+/// The size that a batch is padded to.
+fn bucket(count: usize, max: usize) -> usize {
+    count.next_power_of_two().min(max)
+}
+
+/// All sizes that batches are padded to, largest first: the largest claims the memory that the
+/// others then fit into.
+fn buckets(max: usize) -> Vec<usize> {
+    let mut all: Vec<usize> = (1..=max).map(|it| bucket(it, max)).collect();
+    all.dedup();
+    all.reverse();
+    all
+}
+
+fn input(device: Device, max_batch: usize, side: usize) -> anyhow::Result<Tensor> {
+    let kind = if device == Device::Cpu { Kind::Float } else { Kind::Uint8 };
+    let shape = [max_batch as i64, side as i64, side as i64, 3];
+    Tensor::f_zeros(shape, (kind, Device::Cpu)).map_err(said).context("the input buffer")
+}
+
+/// From bytes to what the network was trained on, rounded as torchvision's `ToTensor` and
+/// `Normalize` round.
+#[derive(Clone)]
+struct Normal {
+    mean: [f32; 3],
+    std: [f32; 3],
+    table: Box<[[f32; 3]; 256]>,
+}
+
+impl Normal {
+    fn new(mean: [f32; 3], std: [f32; 3]) -> Normal {
+        let mut table = Box::new([[0.0; 3]; 256]);
+        for (byte, row) in table.iter_mut().enumerate() {
+            for (channel, it) in row.iter_mut().enumerate() {
+                *it = (byte as f32 / 255.0 - mean[channel]) / std[channel];
+            }
+        }
+        Normal { mean, std, table }
+    }
+
+    fn fill(&self, row: &mut [f32], picture: &[u8]) {
+        for (out, rgb) in row.as_chunks_mut::<3>().0.iter_mut().zip(picture.as_chunks::<3>().0) {
+            for channel in 0..3 {
+                out[channel] = self.table[usize::from(rgb[channel])][channel];
+            }
+        }
+    }
+
+    /// The same on the device, for `[n, side, side, 3]`.
+    fn apply(&self, bytes: &Tensor, kind: Kind) -> Result<Tensor, TchError> {
+        let mean = Tensor::f_from_slice(&self.mean)?.f_to_device(bytes.device())?;
+        let std = Tensor::f_from_slice(&self.std)?.f_to_device(bytes.device())?;
+        let unit = bytes.f_to_kind(Kind::Float)?.f_div_scalar(255.0)?;
+        unit.f_sub(&mean)?.f_div(&std)?.f_to_kind(kind)
+    }
+}
+
+/// libtorch's message without the C++ stack under it.
+fn said(error: TchError) -> anyhow::Error {
+    let text = error.to_string();
+    anyhow!("{}", text.lines().next().unwrap_or_default().trim())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_are_padded_to_powers_of_two_and_the_largest_size() {
+        assert_eq!(buckets(32), [32, 16, 8, 4, 2, 1]);
+        assert_eq!(buckets(12), [12, 8, 4, 2, 1]);
+        assert_eq!(buckets(1), [1]);
+        assert_eq!([1, 3, 8, 9, 12].map(|it| bucket(it, 12)), [1, 4, 8, 12, 12]);
+    }
+
+    #[test]
+    fn a_gpu_that_cannot_be_used_gives_way_to_the_cpu_unless_it_was_asked_for() {
+        let broken = GpuStatus::Unusable("no driver".into());
+        assert_eq!(choose(Use::Auto, &broken).unwrap(), Device::Cpu);
+        let said = choose(Use::Cuda(0), &broken).unwrap_err().to_string();
+        assert_eq!(said, "device cuda:0 cannot be used: no driver");
+        assert_eq!(choose(Use::Auto, &GpuStatus::Ready(2)).unwrap(), Device::Cuda(0));
+        assert_eq!(choose(Use::Cuda(1), &GpuStatus::Ready(2)).unwrap(), Device::Cuda(1));
+        assert!(choose(Use::Cuda(2), &GpuStatus::Ready(2)).is_err());
+        assert!(choose(Use::Cuda(0), &GpuStatus::Absent).is_err());
+        assert_eq!(choose(Use::Cpu, &GpuStatus::Ready(1)).unwrap(), Device::Cpu);
+    }
+}

@@ -1,0 +1,23 @@
+//! From model inputs to scores: batching ([`batch`]), the network ([`ghostnet`]), the device it runs
+//! on ([`device`]), its weights ([`weights`]) and the proof that it computes what it should
+//! ([`selftest`]).
+
+pub mod batch;
+#[allow(unsafe_code, reason = "fills tensors in place")]
+pub mod device;
+pub mod ghostnet;
+#[allow(unsafe_code, reason = "loads libraries")]
+pub mod gpu;
+pub mod load;
+pub mod selftest;
+pub mod wanted;
+pub mod weights;
+
+/// The network on a device. A trait so that tests need no libtorch.
+pub trait Model: Send {
+    /// Logits for each of `batch`, in the same order. Pictures are `[side, side, 3]` bytes.
+    ///
+    /// # Errors
+    /// The device failed; the daemon cannot go on.
+    fn forward(&mut self, batch: &[&[u8]]) -> anyhow::Result<Vec<Vec<f32>>>;
+}

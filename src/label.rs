@@ -1,0 +1,63 @@
+//! The postprocess stage's loop: from scores to labels, in the order of the batches.
+
+use std::time::Instant;
+
+use crate::{
+    edge::{Receiver, Sender},
+    frame::{Item, Meta, Scores},
+    infer::batch::Ticket,
+    ledger::dropped,
+    postprocess::{Ranked, top},
+    stage::{Reason, StageName},
+};
+
+/// A frame with its best labels, ready to be published.
+#[derive(Debug)]
+pub struct Labelled {
+    /// Identity.
+    pub meta: Meta,
+    /// Best first.
+    pub top: Vec<Ranked>,
+    /// How many frames were in the batch.
+    pub batch_size: u32,
+    /// When the labels were known.
+    pub labelled: Instant,
+}
+
+/// Labels every answer until the batcher is gone.
+///
+/// # Errors
+/// A lane ended without an answer.
+pub fn run(
+    k: usize,
+    tickets: Receiver<Ticket>,
+    output: Sender<Item<Labelled>>,
+) -> anyhow::Result<()> {
+    while let Some(ticket) = tickets.recv() {
+        let Some(items) = ticket.recv() else {
+            anyhow::bail!("a lane ended without an answer");
+        };
+        for item in items {
+            let item = match item {
+                Item::State(change) => Item::State(change),
+                Item::Dropped(meta, reason) => Item::Dropped(meta, reason),
+                Item::Frame(scores) => label(scores, k),
+            };
+            if output.send(item).is_err() {
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
+
+fn label(scores: Scores, k: usize) -> Item<Labelled> {
+    let Scores { meta, logits, batch_size } = scores;
+    match top(&logits, k) {
+        Ok(top) => Item::Frame(Labelled { meta, top, batch_size, labelled: Instant::now() }),
+        Err(reject) => {
+            tracing::warn!(stream = meta.stream.id, frame = meta.frame, %reject, "no label");
+            dropped(meta, StageName::Postprocess, Reason::Error)
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! The account of every frame: what was decoded, published, dropped and where, per stream.
+//!
+//! Counters only move up, without locks. `decoded = published + dropped + in flight` is checked
+//! by the daemon itself. *In flight* is never the remainder: it is the number of frames that exist,
+//! counted as each [`Meta`] is made and dropped, so a stage that loses a frame is found out.
+
+use std::{
+    ops::Deref,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, AtomicU8, AtomicU64, Ordering::Relaxed},
+    },
+};
+
+use crate::{
+    frame::{Item, Meta, State},
+    stage::{Reason, StageName},
+};
+
+/// One stream: its name and its account. Shared by everything that handles its frames.
+#[derive(Debug)]
+pub struct Stream {
+    /// The configured id; matches `^[a-z0-9][a-z0-9_-]{0,62}$`.
+    pub id: String,
+    /// Encoded frames that left the depayloader or demuxer.
+    pub received: AtomicU64,
+    /// Encoded bytes that left the depayloader or demuxer.
+    pub received_bytes: AtomicU64,
+    /// Pictures that left the decoder.
+    pub decoded: AtomicU64,
+    /// Events appended to the journal and committed.
+    pub published: AtomicU64,
+    /// Frames that exist now and have no outcome yet.
+    in_flight: AtomicI64,
+    /// By stage, then reason.
+    dropped: [[AtomicU64; Reason::ALL.len()]; StageName::ALL.len()],
+    /// Tries to connect that gave a first frame.
+    pub connects: AtomicU64,
+    /// When the last decoded frame came, in milliseconds since the Unix epoch; 0 before the first.
+    pub last_frame_ms: AtomicU64,
+    state: AtomicU8,
+}
+
+impl Stream {
+    /// A stream that has seen nothing yet.
+    pub fn new(id: impl Into<String>) -> Stream {
+        Stream {
+            id: id.into(),
+            received: AtomicU64::new(0),
+            received_bytes: AtomicU64::new(0),
+            decoded: AtomicU64::new(0),
+            published: AtomicU64::new(0),
+            in_flight: AtomicI64::new(0),
+            dropped: Default::default(),
+            connects: AtomicU64::new(0),
+            last_frame_ms: AtomicU64::new(0),
+            state: AtomicU8::new(State::Connecting as u8),
+        }
+    }
+
+    /// Counts one dropped frame.
+    pub fn drop_one(&self, stage: StageName, reason: Reason) {
+        self.dropped[stage as usize][reason as usize].fetch_add(1, Relaxed);
+    }
+
+    /// Frames dropped at a stage for a reason.
+    pub fn dropped(&self, stage: StageName, reason: Reason) -> u64 {
+        self.dropped[stage as usize][reason as usize].load(Relaxed)
+    }
+
+    /// All dropped frames.
+    pub fn dropped_total(&self) -> u64 {
+        self.dropped.iter().flatten().map(|it| it.load(Relaxed)).sum()
+    }
+
+    /// Frames that exist now and have no outcome yet.
+    pub fn in_flight(&self) -> i64 {
+        self.in_flight.load(Relaxed)
+    }
+
+    /// Frames without any outcome that exist no more; 0 unless a stage lost one. Exact only while
+    /// no frame is moving.
+    pub fn unaccounted(&self) -> i64 {
+        let ended = self.published.load(Relaxed) + self.dropped_total();
+        let missing = self.decoded.load(Relaxed) as i64 - ended as i64;
+        missing - self.in_flight()
+    }
+
+    /// Sets what the stream is doing.
+    pub fn set_state(&self, state: State) {
+        self.state.store(state as u8, Relaxed);
+    }
+
+    /// What the stream is doing.
+    pub fn state(&self) -> State {
+        State::ALL[usize::from(self.state.load(Relaxed))]
+    }
+}
+
+/// A stream, held by one of its frames on the way to an outcome.
+#[derive(Debug)]
+pub struct InFlight {
+    stream: Arc<Stream>,
+    /// Whether the frame still has no outcome.
+    open: bool,
+}
+
+impl InFlight {
+    /// Counts a frame as decoded and in flight.
+    pub fn decoded(stream: Arc<Stream>) -> InFlight {
+        stream.in_flight.fetch_add(1, Relaxed);
+        stream.decoded.fetch_add(1, Relaxed);
+        InFlight { stream, open: true }
+    }
+
+    /// The stream, to keep beyond the frame.
+    pub fn stream(&self) -> &Arc<Stream> {
+        &self.stream
+    }
+
+    /// The frame's outcome is a committed event.
+    pub fn published(&mut self) {
+        self.stream.published.fetch_add(1, Relaxed);
+        self.close();
+    }
+
+    /// The frame's outcome is to be dropped.
+    pub fn dropped(&mut self, stage: StageName, reason: Reason) {
+        self.stream.drop_one(stage, reason);
+        self.close();
+    }
+
+    fn close(&mut self) {
+        assert!(self.open, "a frame has one outcome");
+        self.open = false;
+        self.stream.in_flight.fetch_sub(1, Relaxed);
+    }
+}
+
+impl Deref for InFlight {
+    type Target = Stream;
+
+    fn deref(&self) -> &Stream {
+        &self.stream
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        if self.open {
+            self.stream.in_flight.fetch_sub(1, Relaxed);
+        }
+    }
+}
+
+/// Counts a dropped frame and makes the item that carries it on.
+pub fn dropped<T>(mut meta: Meta, stage: StageName, reason: Reason) -> Item<T> {
+    meta.stream.dropped(stage, reason);
+    Item::Dropped(Box::new(meta), reason)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_that_vanishes_without_an_outcome_is_unaccounted() {
+        let stream = Arc::new(Stream::new("a"));
+        let mut published = InFlight::decoded(stream.clone());
+        let mut rejected = InFlight::decoded(stream.clone());
+        let lost = InFlight::decoded(stream.clone());
+        assert_eq!((stream.in_flight(), stream.unaccounted()), (3, 0));
+        published.published();
+        rejected.dropped(StageName::Preprocess, Reason::Error);
+        assert_eq!((stream.in_flight(), stream.unaccounted()), (1, 0));
+        drop((published, rejected));
+        assert_eq!((stream.in_flight(), stream.unaccounted()), (1, 0));
+        drop(lost);
+        assert_eq!((stream.in_flight(), stream.unaccounted()), (0, 1));
+    }
+}

@@ -1,0 +1,44 @@
+#![doc = include_str!("ARCHITECTURE.md")]
+
+// In reading order: what flows, how it flows, then the stages one by one, then what runs them.
+pub mod frame;
+pub mod ledger;
+pub mod stage;
+
+pub mod edge;
+
+pub mod source;
+
+pub mod preprocess;
+
+pub mod infer;
+
+pub mod postprocess;
+
+pub mod label;
+
+pub mod event;
+
+pub mod journal;
+
+pub mod publish;
+
+pub mod pipeline;
+
+pub mod sink;
+
+pub mod config;
+
+pub mod metrics;
+
+pub mod http;
+
+pub mod observe;
+
+pub mod systemd;
+
+pub mod log;
+
+pub mod daemon;
+
+pub mod cli;

@@ -1,0 +1,209 @@
+//! What the stages tell, turned into metrics and health. The only place that knows all three.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant, SystemTime},
+};
+
+use crate::{
+    config::plan::StreamPlan,
+    edge::Counts,
+    frame::{Meta, StateChange},
+    http::{Check, Health, State},
+    infer::{
+        batch::{self, CloseReason},
+        device::GpuStatus,
+        load::Loaded,
+    },
+    journal::writer::Stats,
+    ledger::Stream,
+    metrics::{BuildInfo, GpuTrouble, InferenceError, JournalLoss, Metrics, ModelInfo},
+    pipeline::Added,
+    publish,
+    source::gst,
+    stage::StageName,
+};
+
+/// A loop that has not turned for this long is stuck. The slowest batch takes a second or two.
+const STUCK_AFTER: Duration = Duration::from_secs(10);
+
+/// Listens to the stages.
+pub struct Observer {
+    metrics: Arc<Metrics>,
+    start: Instant,
+    /// When the batcher's and the journal's loops turned last, in milliseconds since `start`.
+    turned: [AtomicU64; 2],
+    writable: AtomicBool,
+    ready: AtomicBool,
+    gpu: Option<String>,
+    selftest: String,
+}
+
+impl Observer {
+    /// For a network that has passed its self-test.
+    pub fn new(loaded: &Loaded, gpu: &GpuStatus) -> Arc<Observer> {
+        let metrics = Arc::new(Metrics::new());
+        metrics.set_build_info(BuildInfo {
+            version: env!("CARGO_PKG_VERSION"),
+            revision: option_env!("GHOSTWATCH_REVISION").unwrap_or("unknown"),
+            torch: "2.11.0",
+            gstreamer: &gst::version(),
+        });
+        metrics.set_model_info(ModelInfo {
+            name: &loaded.model,
+            weights: &loaded.sha256[..12],
+            precision: loaded.engine.precision().name(),
+            device: &loaded.engine.device(),
+        });
+        metrics.selftest(loaded.passes(), loaded.agreement.max_error);
+        let gpu = match gpu {
+            GpuStatus::Unusable(reason) => Some(reason.clone()),
+            GpuStatus::Absent | GpuStatus::Ready(_) => None,
+        };
+        metrics.set_gpu_trouble(gpu.as_deref().map(GpuTrouble::of));
+        Arc::new(Observer {
+            metrics,
+            start: Instant::now(),
+            turned: Default::default(),
+            writable: AtomicBool::new(true),
+            ready: AtomicBool::new(false),
+            gpu,
+            selftest: format!(
+                "largest error {:.1e} against {}",
+                loaded.agreement.max_error, loaded.reference.by
+            ),
+        })
+    }
+
+    /// What the HTTP server tells.
+    pub fn state(self: &Arc<Observer>) -> Arc<State> {
+        let (live, ready) = (self.clone(), self.clone());
+        Arc::new(State {
+            metrics: self.metrics.clone(),
+            live: Box::new(move || vec![live.loops()]),
+            ready: Box::new(move || ready.checks()),
+        })
+    }
+
+    /// Shows the queues after the frame edges.
+    pub fn queues(&self, queues: &[(&'static str, usize, Arc<Counts>)]) {
+        for (name, capacity, counts) in queues {
+            self.metrics.add_edge(name, *capacity, counts.clone());
+        }
+    }
+
+    /// Shows a stream.
+    pub fn add(&self, stream: &Arc<Stream>, plan: &StreamPlan, added: &Added) {
+        self.metrics.add_stream(stream.clone(), plan.max_fps);
+        let (capacity, counts) = &added.queue;
+        self.metrics.add_edge(&queue(stream), *capacity, counts.clone());
+    }
+
+    /// Shows a stream no more, unless another has taken its name.
+    pub fn remove(&self, stream: &Arc<Stream>) {
+        self.metrics.remove_stream(&stream.id);
+        self.metrics.remove_queue(&queue(stream));
+    }
+
+    /// Whether frames are taken.
+    pub fn ready(&self, ready: bool) {
+        self.ready.store(ready, Relaxed);
+    }
+
+    /// The configuration was read again, and taken or refused.
+    pub fn reloaded(&self, taken: bool) {
+        self.metrics.config_reloaded(taken, SystemTime::now());
+    }
+
+    /// Whether every loop turns.
+    pub fn alive(&self) -> bool {
+        self.stuck().is_none()
+    }
+
+    fn stuck(&self) -> Option<(&'static str, Duration)> {
+        let now = self.start.elapsed();
+        let idle = |it: &AtomicU64| now.saturating_sub(Duration::from_millis(it.load(Relaxed)));
+        let loops = ["batch", "journal"].into_iter().zip(&self.turned);
+        loops.map(|(name, it)| (name, idle(it))).find(|it| STUCK_AFTER < it.1)
+    }
+
+    fn turn(&self, which: usize) {
+        self.turned[which].store(self.start.elapsed().as_millis() as u64, Relaxed);
+    }
+
+    fn loops(&self) -> Check {
+        match self.stuck() {
+            None => check("loops", Health::Ok, "every stage turns"),
+            Some((name, idle)) => {
+                let detail = format!("{name} has not turned for {} s", idle.as_secs());
+                check("loops", Health::Failed, detail)
+            }
+        }
+    }
+
+    fn checks(&self) -> Vec<Check> {
+        let writable = self.writable.load(Relaxed);
+        let ready = self.ready.load(Relaxed);
+        let ok = |it: bool| if it { Health::Ok } else { Health::Failed };
+        vec![
+            check("model", ok(ready), if ready { "loaded" } else { "starting or draining" }),
+            check("selftest", Health::Ok, self.selftest.clone()),
+            check("journal", ok(writable), if writable { "writable" } else { "takes no events" }),
+            self.loops(),
+            match &self.gpu {
+                None => check("gpu", Health::Ok, "none, or in use"),
+                Some(reason) => check("gpu", Health::Degraded, reason.clone()),
+            },
+        ]
+    }
+}
+
+fn check(name: &'static str, health: Health, detail: impl Into<String>) -> Check {
+    Check { name, health, detail: detail.into() }
+}
+
+/// The name of a stream's frame edge in the metrics.
+fn queue(stream: &Stream) -> String {
+    format!("frames-{}", stream.id)
+}
+
+impl batch::Watch for Observer {
+    fn batch(&self, size: usize, reason: CloseReason) {
+        self.metrics.batch(size, reason);
+    }
+
+    fn failed(&self, error: &anyhow::Error) {
+        self.metrics.inference_failed(InferenceError::of(error));
+    }
+
+    fn turned(&self, _stage: StageName) {
+        self.turn(0);
+    }
+}
+
+impl publish::Watch for Observer {
+    fn published(&self, meta: &Meta, labelled: Instant, committed: Instant) {
+        self.metrics.frame_published(meta, labelled, committed);
+    }
+
+    fn committed(&self, took: Duration, stats: Stats) {
+        self.metrics.journal_committed(took);
+        self.metrics.journal_stats(stats);
+    }
+
+    fn lost(&self, events: usize) {
+        self.metrics.journal_lost(JournalLoss::DiskFull, events);
+    }
+
+    fn changed(&self, change: &StateChange) {
+        self.metrics.stream_changed(change);
+    }
+
+    fn turned(&self, writable: bool) {
+        self.writable.store(writable, Relaxed);
+        self.turn(1);
+    }
+}

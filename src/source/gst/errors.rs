@@ -1,0 +1,133 @@
+//! From GStreamer's errors to ours: a code, and a text without secrets.
+
+use std::{
+    io::ErrorKind,
+    net::{TcpStream, ToSocketAddrs},
+    time::Duration,
+};
+
+use gstreamer::{self as gst, glib};
+
+use crate::{
+    frame::Code,
+    source::{
+        SourceError, Spec,
+        url::{Secret, SourceUrl, escaped},
+    },
+};
+
+/// Longest text that is passed on.
+const DETAIL_MAX: usize = 400;
+
+/// Says what an error message means for `spec`'s stream.
+pub fn translate(message: &gst::message::Error, spec: &Spec) -> SourceError {
+    let error = message.error();
+    // The first line says where in GStreamer's sources it was.
+    let debug = message.debug().unwrap_or_default();
+    let reason = debug.split_once('\n').map_or("", |it| it.1);
+    let text = match reason.is_empty() || error.message().contains(reason) {
+        true => error.message().to_owned(),
+        false => format!("{} {reason}", error.message()),
+    };
+    let code = code(&error, &text);
+    SourceError { code, detail: redacted(&format!("{}: {text}", spec.url), spec) }
+}
+
+fn code(error: &glib::Error, text: &str) -> Code {
+    use gst::{CoreError, ResourceError, StreamError};
+    let text = text.to_ascii_lowercase();
+    let says = |words: &[&str]| words.iter().any(|it| text.contains(it));
+    let resource = error.kind::<ResourceError>();
+    // `Failed` is what every element says once another has said why.
+    let stream = error.kind::<StreamError>();
+    if resource == Some(ResourceError::NotAuthorized)
+        || says(&["unauthorized", "(401)", "forbidden"])
+    {
+        Code::Auth
+    } else if says(&["resolv", "name or service not known", "no address associated"]) {
+        Code::Dns
+    } else if says(&["refused"]) {
+        Code::Refused
+    } else if says(&["tls", "certificate", "handshake"]) {
+        Code::Tls
+    } else if says(&["timeout", "timed out"]) {
+        Code::Timeout
+    } else if resource == Some(ResourceError::NotFound) || says(&["not found", "(404)"]) {
+        Code::NotFound
+    } else if stream.is_some_and(|it| it != StreamError::Failed)
+        || error.kind::<CoreError>() == Some(CoreError::MissingPlugin)
+    {
+        Code::Codec
+    } else {
+        Code::Error
+    }
+}
+
+/// Connects once more, in a way that says why it fails: souphttpsrc and rtspsrc give most of
+/// their failures as `Internal data stream error` and `Generic error`. `None` if it succeeds.
+pub fn diagnosed(spec: &Spec) -> Option<SourceError> {
+    let (remote, scheme) = match &spec.url {
+        SourceUrl::Rtsp(remote) => (remote, "rtsp"),
+        SourceUrl::Http(remote) => (remote, "http"),
+        SourceUrl::File(_) | SourceUrl::Test(_) => return None,
+    };
+    let failed = |code, why: &str| {
+        let detail = redacted(&format!("{}: failed to connect: {why}", spec.url), spec);
+        Some(SourceError { code, detail })
+    };
+    let addresses = match (remote.host.as_str(), remote.port_or_default(scheme)).to_socket_addrs() {
+        Ok(addresses) => addresses,
+        Err(error) => return failed(Code::Dns, &error.to_string()),
+    };
+    let mut last = None;
+    // One of each family is enough to tell.
+    for address in addresses.take(2) {
+        match TcpStream::connect_timeout(&address, Duration::from_secs(2)) {
+            Ok(_) if remote.tls => return failed(Code::Tls, "TLS could not be agreed upon"),
+            Ok(_) => return None,
+            Err(error) => {
+                let code = match error.kind() {
+                    ErrorKind::ConnectionRefused => Code::Refused,
+                    ErrorKind::TimedOut => Code::Timeout,
+                    _ => Code::Error,
+                };
+                last = failed(code, &error.to_string());
+            }
+        }
+    }
+    last
+}
+
+/// `text` on one line, cut to a sane length, with nothing in it that the URL's owner keeps secret.
+pub fn redacted(text: &str, spec: &Spec) -> String {
+    let mut text = text.to_owned();
+    if let SourceUrl::Rtsp(remote) | SourceUrl::Http(remote) = &spec.url {
+        let shown = spec.url.to_string();
+        for scheme in ["rtsp", "http"] {
+            text = text.replace(remote.location(scheme).expose(), &shown);
+        }
+    }
+    for secret in [&spec.password, &spec.username].into_iter().flatten().map(Secret::expose) {
+        // A user name such as `a` is not what must be kept; tearing every word apart would be.
+        if 2 < secret.len() || spec.password.as_ref().is_some_and(|it| it.expose() == secret) {
+            text = hide(&text, secret);
+            text = hide(&text, &encoded(secret));
+        }
+    }
+    let line = escaped(&text.replace('\n', " "));
+    match line.char_indices().nth(DETAIL_MAX) {
+        Some((at, _)) => format!("{}…", &line[..at]),
+        None => line,
+    }
+}
+
+fn hide(text: &str, secret: &str) -> String {
+    if secret.is_empty() { text.to_owned() } else { text.replace(secret, "***") }
+}
+
+fn encoded(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    text.bytes()
+        .map(|it| if plain(it) { char::from(it).to_string() } else { format!("%{it:02X}") })
+        .collect()
+}

@@ -1,0 +1,366 @@
+//! One GStreamer pipeline per connection, from the network or disk to decoded pictures.
+//!
+//! This folder is the only place that says `gstreamer`. [`pipeline`] puts the elements together,
+//! [`caps`] reads pictures in place, [`errors`] says in our words what went wrong.
+
+pub mod caps;
+pub mod errors;
+pub mod pipeline;
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        mpsc,
+    },
+    thread,
+    time::{Duration, Instant, SystemTime},
+};
+
+use gstreamer::{self as gst, prelude::*};
+use gstreamer_app as gst_app;
+use tracing::warn;
+
+use crate::{
+    frame::Code,
+    ledger::Stream,
+    source::{Decoded, Next, Opener, Source, SourceError, Spec, url::SourceUrl},
+};
+
+/// Longest wait for one sample, so that the loop sees its stop token.
+const PULL_MAX: Duration = Duration::from_millis(200);
+
+/// A live stream that gives no picture for this long after it was opened has failed.
+const FIRST_PICTURE_MAX: Duration = Duration::from_secs(15);
+
+/// Longest wait for a pipeline to shut down; after that it is left to its thread.
+const TEARDOWN_MAX: Duration = Duration::from_secs(2);
+
+/// Encoded pictures whose arrival is remembered. More than any codec reorders.
+const ARRIVALS_MAX: usize = 128;
+
+/// A live stream slower than one picture in `stall_after` is given this many of its own periods.
+const STALL_PERIODS: u32 = 5;
+
+static CLOSING: AtomicU64 = AtomicU64::new(0);
+
+/// Pipelines whose shutdown has not returned yet. Stays above 0 iff a plugin hangs.
+pub fn closing() -> u64 {
+    CLOSING.load(Relaxed)
+}
+
+/// The version of the GStreamer library, as it names itself.
+pub fn version() -> String {
+    gst::version_string().to_string()
+}
+
+/// Opens one configured stream.
+#[derive(Debug)]
+pub struct GstOpener {
+    spec: Spec,
+    stream: Arc<Stream>,
+    /// An HTTP resource with a length is a file, whatever its scheme says.
+    finite: Arc<AtomicBool>,
+}
+
+impl GstOpener {
+    /// Prepares to open `spec`; what arrives is counted in `stream`.
+    ///
+    /// # Errors
+    /// GStreamer cannot be initialised.
+    pub fn new(spec: Spec, stream: Arc<Stream>) -> Result<GstOpener, SourceError> {
+        gst::init().map_err(|it| SourceError {
+            code: Code::Error,
+            detail: format!("GStreamer does not start: {it}; is it installed?"),
+        })?;
+        Ok(GstOpener { spec, stream, finite: Arc::new(AtomicBool::new(false)) })
+    }
+}
+
+impl Opener for GstOpener {
+    fn open(&mut self) -> Result<Box<dyn Source>, SourceError> {
+        let shared = Arc::new(Shared::new(self.stream.clone()));
+        let (pipeline, sink) = pipeline::build(&self.spec, &shared)?;
+        let bus = pipeline.bus().expect("a pipeline has a bus");
+        // Nobody reads the rest, and on a bus it would pile up for as long as the stream lives.
+        bus.set_sync_handler(|_, message| match message.type_() {
+            gst::MessageType::Error => gst::BusSyncReply::Pass,
+            _ => gst::BusSyncReply::Drop,
+        });
+        let started = pipeline.set_state(gst::State::Playing);
+        let now = Instant::now();
+        let source = GstSource {
+            pipeline,
+            sink,
+            bus,
+            shared,
+            spec: self.spec.clone(),
+            finite: self.finite.clone(),
+            last: now,
+            pictures: 0,
+            last_pts: None,
+            period: Duration::ZERO,
+        };
+        match started {
+            Ok(_) => Ok(Box::new(source)),
+            Err(_) => Err(source.failure().unwrap_or_else(|| SourceError {
+                code: Code::Error,
+                detail: format!("{}: the pipeline does not start", self.spec.url),
+            })),
+        }
+    }
+
+    fn is_live(&self) -> bool {
+        self.spec.url.is_live() && !self.finite.load(Relaxed)
+    }
+}
+
+/// What GStreamer's threads and the reader share.
+#[derive(Debug)]
+pub struct Shared {
+    stream: Arc<Stream>,
+    state: Mutex<State>,
+    /// Whether a video stream has been linked; the first one wins.
+    linked: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    arrivals: VecDeque<(gst::ClockTime, Arrival)>,
+    last_arrival: Option<Instant>,
+    failure: Option<SourceError>,
+}
+
+/// When an encoded picture came.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrival {
+    mono: Instant,
+    wall: SystemTime,
+    captured: Option<SystemTime>,
+}
+
+impl Shared {
+    fn new(stream: Arc<Stream>) -> Shared {
+        Shared { stream, state: Mutex::default(), linked: AtomicBool::new(false) }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the right to link the video stream. `false` iff one is linked already.
+    pub fn link(&self) -> bool {
+        !self.linked.swap(true, Relaxed)
+    }
+
+    /// Whether a video stream has been linked.
+    pub fn is_linked(&self) -> bool {
+        self.linked.load(Relaxed)
+    }
+
+    /// Fails the connection, unless it has failed already.
+    pub fn fail(&self, code: Code, detail: String) {
+        self.state().failure.get_or_insert(SourceError { code, detail });
+    }
+
+    /// Whether the connection has failed.
+    pub fn failed(&self) -> bool {
+        self.state().failure.is_some()
+    }
+
+    /// Counts an encoded picture.
+    pub fn count(&self, bytes: usize) {
+        self.stream.received.fetch_add(1, Relaxed);
+        self.stream.received_bytes.fetch_add(bytes as u64, Relaxed);
+    }
+
+    /// Remembers when the picture with this PTS came first.
+    pub fn arrived(&self, pts: Option<gst::ClockTime>, captured: Option<SystemTime>) {
+        let (mono, wall) = (Instant::now(), SystemTime::now());
+        let mut state = self.state();
+        state.last_arrival = Some(mono);
+        let Some(pts) = pts else { return };
+        if state.arrivals.iter().rev().take(4).any(|it| it.0 == pts) {
+            return;
+        }
+        if state.arrivals.len() == ARRIVALS_MAX {
+            state.arrivals.pop_front();
+        }
+        state.arrivals.push_back((pts, Arrival { mono, wall, captured }));
+    }
+
+    /// When the picture with this PTS came. Pictures leave the decoder in another order.
+    fn arrival(&self, pts: Option<gst::ClockTime>) -> Option<Arrival> {
+        let mut state = self.state();
+        let at = state.arrivals.iter().position(|it| Some(it.0) == pts)?;
+        state.arrivals.remove(at).map(|it| it.1)
+    }
+}
+
+/// One connection.
+struct GstSource {
+    pipeline: gst::Pipeline,
+    sink: gst_app::AppSink,
+    bus: gst::Bus,
+    shared: Arc<Shared>,
+    spec: Spec,
+    finite: Arc<AtomicBool>,
+    /// When the last picture came, or the connection was started.
+    last: Instant,
+    pictures: u64,
+    last_pts: Option<Duration>,
+    /// Time between the last two pictures, by their PTS.
+    period: Duration,
+}
+
+impl Source for GstSource {
+    fn next(&mut self) -> Result<Next, SourceError> {
+        let wait = gst::ClockTime::from_mseconds(PULL_MAX.as_millis() as u64);
+        if let Some(sample) = self.sink.try_pull_sample(wait) {
+            return self.picture(&sample).map(Next::Picture);
+        }
+        if let Some(error) = self.failure() {
+            return Err(error);
+        }
+        if self.sink.is_eos() {
+            if !self.shared.is_linked() {
+                return Err(self.error(Code::Codec, "there is no video in it"));
+            }
+            if matches!(self.spec.url, SourceUrl::Http(_)) {
+                let length = self.pipeline.query_duration::<gst::ClockTime>();
+                self.finite.store(length.is_some(), Relaxed);
+            }
+            return Ok(Next::Eos);
+        }
+        self.check_time()?;
+        Ok(Next::Idle)
+    }
+}
+
+impl GstSource {
+    fn picture(&mut self, sample: &gst::Sample) -> Result<Decoded, SourceError> {
+        let decoded = Instant::now();
+        let frame = caps::frame(sample, self.spec.limits)
+            .map_err(|detail| self.error(Code::Codec, &detail))?;
+        let arrival = self.shared.arrival(frame.buffer_pts);
+        let arrival =
+            arrival.unwrap_or(Arrival { mono: decoded, wall: SystemTime::now(), captured: None });
+        self.last = decoded;
+        self.pictures += 1;
+        if let (Some(pts), Some(before)) = (frame.pts, self.last_pts) {
+            self.period = pts.saturating_sub(before);
+        }
+        self.last_pts = frame.pts;
+        Ok(Decoded {
+            picture: frame.picture,
+            pts: frame.pts,
+            arrived: arrival.mono,
+            arrived_wall: arrival.wall,
+            decoded,
+            captured: arrival.captured,
+            corrupt: frame.corrupt,
+        })
+    }
+
+    /// Fails a live stream that has been silent for too long, and a file that never starts:
+    /// parsebin can swallow the error of a demuxer that fails while it is being put in.
+    fn check_time(&self) -> Result<(), SourceError> {
+        let live = self.spec.url.is_live();
+        if !live && 0 < self.pictures {
+            return Ok(());
+        }
+        let limit = match self.pictures {
+            0 => FIRST_PICTURE_MAX,
+            _ => self.spec.stall_after.max(self.period * STALL_PERIODS),
+        };
+        if self.last.elapsed() < limit {
+            return Ok(());
+        }
+        let packets = match self.shared.state().last_arrival {
+            None => "no data has come".to_owned(),
+            Some(at) => format!("the last data came {:.1} s ago", at.elapsed().as_secs_f64()),
+        };
+        let limit = limit.as_secs_f64();
+        Err(match self.pictures {
+            0 => {
+                let code = if live { Code::Timeout } else { Code::Codec };
+                self.error(code, &format!("no picture within {limit:.0} s: {packets}"))
+            }
+            n => {
+                let detail = format!("no picture for {limit:.1} s after {n} pictures: {packets}");
+                self.error(Code::Stall, &detail)
+            }
+        })
+    }
+
+    /// What has gone wrong, if anything: what the callbacks say, else the first message on the
+    /// bus that says more than that the connection is gone.
+    fn failure(&self) -> Option<SourceError> {
+        if let Some(failure) = &self.shared.state().failure {
+            return Some(self.error(failure.code, &failure.detail));
+        }
+        let mut found: Option<SourceError> = None;
+        while let Some(message) = self.bus.pop_filtered(&[gst::MessageType::Error]) {
+            let gst::MessageView::Error(error) = message.view() else { continue };
+            let error = errors::translate(error, &self.spec);
+            if found.as_ref().is_none_or(|it| it.code == Code::Error && error.code != Code::Error) {
+                found = Some(error);
+            }
+        }
+        let mut found = found?;
+        let vague = matches!(found.code, Code::Error | Code::Codec) && !self.shared.is_linked();
+        if vague && let Some(error) = errors::diagnosed(&self.spec) {
+            return Some(error);
+        }
+        // What every element says once nobody wants its data.
+        if found.detail.contains("Internal data stream error") {
+            if vague {
+                found.detail = format!("{}: there is no video in it", self.spec.url);
+            }
+            if !self.spec.url.is_live() || vague {
+                found.code = Code::Codec;
+            }
+        }
+        Some(found)
+    }
+
+    fn error(&self, code: Code, detail: &str) -> SourceError {
+        let detail = errors::redacted(&format!("{}: {detail}", self.spec.url), &self.spec);
+        SourceError { code, detail }
+    }
+}
+
+impl Drop for GstSource {
+    /// Shuts the pipeline down on a thread of its own: a plugin that hangs there, and some do when
+    /// a camera has gone, must not take the stream's loop with it.
+    fn drop(&mut self) {
+        CLOSING.fetch_add(1, Relaxed);
+        let pipeline = self.pipeline.clone();
+        let (done_tx, done) = mpsc::sync_channel(1);
+        let close = move || {
+            if pipeline.set_state(gst::State::Null).is_err() {
+                warn!("a pipeline did not shut down in order");
+            }
+            CLOSING.fetch_sub(1, Relaxed);
+            if done_tx.send(()).is_err() {
+                warn!("a pipeline that was left behind has shut down after all");
+            }
+        };
+        match thread::Builder::new().name("teardown".to_owned()).spawn(close) {
+            Ok(_) => {
+                if done.recv_timeout(TEARDOWN_MAX).is_err() {
+                    let source = self.spec.url.to_string();
+                    warn!(source, "a pipeline does not shut down; it is left behind");
+                }
+            }
+            Err(error) => {
+                CLOSING.fetch_sub(1, Relaxed);
+                warn!(%error, "no thread to shut a pipeline down; doing it here");
+                self.pipeline.set_state(gst::State::Null).err().into_iter().for_each(|error| {
+                    warn!(%error, "a pipeline did not shut down in order");
+                });
+            }
+        }
+    }
+}

@@ -1,0 +1,411 @@
+//! Puts the elements of one connection together.
+//!
+//! ```text
+//! file:  filesrc ─ parsebin ┐
+//! http:  souphttpsrc ─ parsebin ┤
+//! rtsp:  rtspsrc ─ depay ─ parse ┼─ decoder ─ videoconvert ─ appsink
+//! test:  videotestsrc ──────────┘            (does nothing for the formats that we read)
+//! ```
+//! What is left of `decoder` is linked when the stream says what it is. Software decoders only:
+//! their pictures lie in memory, where preprocess reads them.
+
+use std::{
+    path::Path,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use gio::prelude::*;
+use gstreamer::{self as gst, prelude::*};
+use gstreamer_app as gst_app;
+use gstreamer_video as gst_video;
+
+use crate::{
+    frame::Code,
+    source::{
+        SourceError, Spec, Transport,
+        gst::{Shared, caps},
+        url::{Pattern, Remote, Secret, SourceUrl},
+    },
+};
+
+/// Seconds from 1900, where NTP counts from, to 1970.
+const NTP_TO_UNIX: u64 = 2_208_988_800;
+
+/// How RTP carries a codec: its name in RTP, the elements that take it out, the codec's caps.
+const RTP: [(&str, &str, Option<&str>, &str); 6] = [
+    ("H264", "rtph264depay", Some("h264parse"), "video/x-h264"),
+    ("H265", "rtph265depay", Some("h265parse"), "video/x-h265"),
+    ("JPEG", "rtpjpegdepay", None, "image/jpeg"),
+    ("MP4V-ES", "rtpmp4vdepay", Some("mpeg4videoparse"), "video/mpeg,mpegversion=4"),
+    ("VP8", "rtpvp8depay", None, "video/x-vp8"),
+    ("VP9", "rtpvp9depay", None, "video/x-vp9"),
+];
+
+/// Builds the pipeline for `spec`, not yet started, and its end.
+///
+/// # Errors
+/// A plugin is missing, or an option is not accepted.
+pub fn build(
+    spec: &Spec,
+    shared: &Arc<Shared>,
+) -> Result<(gst::Pipeline, gst_app::AppSink), SourceError> {
+    let pipeline = gst::Pipeline::new();
+    let convert = make("videoconvert")?;
+    let sink = appsink(spec);
+    add(&pipeline, &[&convert, sink.upcast_ref()])?;
+    link(&convert, sink.upcast_ref())?;
+    let tail = Tail {
+        pipeline: pipeline.downgrade(),
+        convert,
+        spec: spec.clone(),
+        shared: shared.clone(),
+    };
+    match &spec.url {
+        SourceUrl::File(path) => {
+            let source = make("filesrc")?;
+            source.set_property("location", path.as_os_str().to_string_lossy().as_ref());
+            demux(&pipeline, source, tail)?;
+        }
+        SourceUrl::Http(remote) => demux(&pipeline, http(remote, spec)?, tail)?,
+        SourceUrl::Rtsp(remote) => rtsp(&pipeline, remote, tail)?,
+        SourceUrl::Test(pattern) => test(&pipeline, pattern, &tail)?,
+    }
+    Ok((pipeline, sink))
+}
+
+/// Where a video stream is linked to once it is known.
+struct Tail {
+    /// Weak: the pipeline's own callbacks hold this.
+    pipeline: gst::glib::WeakRef<gst::Pipeline>,
+    convert: gst::Element,
+    spec: Spec,
+    shared: Arc<Shared>,
+}
+
+impl Tail {
+    /// Links an encoded or raw video pad; leaves other pads alone.
+    fn attach(&self, pad: &gst::Pad) -> Result<(), SourceError> {
+        let Some(pipeline) = self.pipeline.upgrade() else { return Ok(()) };
+        let caps = pad.current_caps().unwrap_or_else(|| pad.query_caps(None));
+        let name = caps.structure(0).map_or("", |it| it.name().as_str());
+        let video = name.starts_with("video/") || name.starts_with("image/");
+        if !video || !self.shared.link() {
+            return Ok(());
+        }
+        watch_arrival(pad, &self.shared);
+        watch_data(pad, &self.shared, self.spec.limits);
+        if self.shared.failed() { Ok(()) } else { self.decode(&pipeline, pad, &caps) }
+    }
+
+    /// Links `pad`, which gives `caps`, through a decoder if it needs one.
+    fn decode(
+        &self,
+        pipeline: &gst::Pipeline,
+        pad: &gst::Pad,
+        caps: &gst::Caps,
+    ) -> Result<(), SourceError> {
+        let raw = caps.structure(0).is_some_and(|it| it.name() == "video/x-raw");
+        let first = if raw { self.convert.clone() } else { self.decoder(caps)? };
+        if !raw {
+            add(pipeline, &[&first])?;
+            link(&first, &self.convert)?;
+            sync(&first)?;
+        }
+        let input = first.static_pad("sink").expect("decoders and videoconvert have a sink pad");
+        pad.link(&input).map(drop).map_err(|it| broken(format!("linking {caps}: {it}")))
+    }
+
+    fn decoder(&self, caps: &gst::Caps) -> Result<gst::Element, SourceError> {
+        use gst::ElementFactoryType as Type;
+        let kind = Type::DECODER | Type::MEDIA_VIDEO | Type::MEDIA_IMAGE;
+        let found = gst::ElementFactory::factories_with_type(kind, gst::Rank::MARGINAL);
+        let best = found
+            .iter()
+            .filter(|it| it.can_sink_any_caps(caps) && !it.has_type(Type::HARDWARE))
+            .max_by_key(|it| (it.name().starts_with("avdec_"), it.rank()));
+        let name = caps.structure(0).map_or("?", |it| it.name().as_str());
+        let Some(best) = best else {
+            let detail = format!("no decoder for {name}; is gstreamer1.0-libav installed?");
+            return Err(SourceError { code: Code::Codec, detail });
+        };
+        let decoder = best.create().build().map_err(|it| broken(it.to_string()))?;
+        self.set_up(&decoder);
+        Ok(decoder)
+    }
+
+    /// Sets what the decoder has of our wishes; each library names them differently.
+    fn set_up(&self, decoder: &gst::Element) {
+        let threads = self.spec.decode_threads.max(1).to_string();
+        set(decoder, "max-threads", &threads);
+        set(decoder, "n-threads", &threads);
+        set(decoder, "threads", &threads);
+        // Threads by picture hold back a picture each.
+        if self.spec.url.is_live() {
+            set(decoder, "thread-type", "slice");
+        }
+        set(decoder, "output-corrupt", "false");
+        set(decoder, "discard-corrupted-frames", "true");
+        set(decoder, "max-errors", "-1");
+        set(decoder, "qos", "false");
+    }
+}
+
+fn appsink(spec: &Spec) -> gst_app::AppSink {
+    let caps = gst::Caps::builder("video/x-raw").field("format", gst::List::new(caps::FORMATS));
+    let sink = gst_app::AppSink::builder()
+        .caps(&caps.build())
+        .sync(spec.realtime && !spec.url.is_live())
+        .max_buffers(if spec.url.is_live() { 2 } else { 4 })
+        // The reader takes every picture at once; what is dropped is dropped where it is counted.
+        .drop(false)
+        .enable_last_sample(false)
+        .qos(false)
+        .build();
+    // Without this answer decoders copy every picture into rows without padding. From 1.24 on the
+    // appsink has a callback for it.
+    let pad = sink.static_pad("sink").expect("an appsink has a sink pad");
+    pad.add_probe(gst::PadProbeType::QUERY_DOWNSTREAM, |_, info| {
+        let Some(gst::QueryViewMut::Allocation(query)) = info.query_mut().map(|it| it.view_mut())
+        else {
+            return gst::PadProbeReturn::Ok;
+        };
+        query.add_allocation_meta::<gst_video::VideoMeta>(None);
+        gst::PadProbeReturn::Handled
+    });
+    sink
+}
+
+/// `source ! parsebin`, whose first video pad is linked to the tail.
+fn demux(pipeline: &gst::Pipeline, source: gst::Element, tail: Tail) -> Result<(), SourceError> {
+    let parse = make("parsebin")?;
+    add(pipeline, &[&source, &parse])?;
+    link(&source, &parse)?;
+    parse.connect_pad_added(move |_, pad| {
+        if let Err(error) = tail.attach(pad) {
+            tail.shared.fail(error.code, error.detail);
+        }
+    });
+    Ok(())
+}
+
+fn http(remote: &Remote, spec: &Spec) -> Result<gst::Element, SourceError> {
+    let source = make("souphttpsrc")?;
+    source.set_property("location", remote.location("http").expose());
+    source.set_property("do-timestamp", true);
+    source.set_property("timeout", 10_u32);
+    source.set_property("ssl-strict", spec.tls.verify);
+    if let Some(path) = &spec.tls.ca_file {
+        source.set_property("tls-database", trusted(path)?);
+    }
+    credentials(&source, spec);
+    Ok(source)
+}
+
+fn rtsp(pipeline: &gst::Pipeline, remote: &Remote, tail: Tail) -> Result<(), SourceError> {
+    let source = make("rtspsrc")?;
+    let spec = &tail.spec;
+    // Without user name and password: rtspsrc puts the location into its messages.
+    source.set_property("location", remote.location("rtsp").expose());
+    credentials(&source, spec);
+    source.set_property_from_str(
+        "protocols",
+        match spec.transport {
+            Transport::Tcp => "tcp",
+            Transport::Udp => "udp",
+            Transport::Auto => "udp+tcp",
+        },
+    );
+    source.set_property("latency", u32::try_from(spec.latency.as_millis()).unwrap_or(u32::MAX));
+    source.set_property("drop-on-latency", true);
+    source.set_property("tcp-timeout", 5_000_000_u64);
+    source.set_property("teardown-timeout", 500_000_000_u64);
+    source.set_property("do-rtsp-keep-alive", true);
+    source.set_property("add-reference-timestamp-meta", true);
+    if !spec.tls.verify {
+        source.set_property("tls-validation-flags", gio::TlsCertificateFlags::empty());
+    }
+    if let Some(path) = &spec.tls.ca_file {
+        source.set_property("tls-database", trusted(path)?);
+    }
+    source.connect("select-stream", false, |values| {
+        let caps = values.get(2).and_then(|it| it.get::<gst::Caps>().ok());
+        let media = caps.as_ref().and_then(|it| it.structure(0)?.get::<String>("media").ok());
+        Some((media.as_deref() == Some("video")).to_value())
+    });
+    add(pipeline, &[&source])?;
+    source.connect_pad_added(move |_, pad| {
+        if let Err(error) = depayload(&tail, pad) {
+            tail.shared.fail(error.code, error.detail);
+        }
+    });
+    Ok(())
+}
+
+/// Takes the codec's data out of RTP and links it to a decoder.
+fn depayload(tail: &Tail, pad: &gst::Pad) -> Result<(), SourceError> {
+    let Some(pipeline) = tail.pipeline.upgrade() else { return Ok(()) };
+    let caps = pad.current_caps().unwrap_or_else(|| pad.query_caps(None));
+    let field = |name| caps.structure(0).and_then(|it| it.get::<String>(name).ok());
+    if field("media").as_deref() != Some("video") || !tail.shared.link() {
+        return Ok(());
+    }
+    let codec = field("encoding-name").unwrap_or_default();
+    let Some((_, depay, parse, caps)) = RTP.iter().find(|it| it.0 == codec) else {
+        let detail = format!("the camera sends {codec}, which is not supported");
+        return Err(SourceError { code: Code::Codec, detail });
+    };
+    let depay = make(depay)?;
+    // After a loss, what comes before the next keyframe would be smeared.
+    set(&depay, "wait-for-keyframe", "true");
+    add(&pipeline, &[&depay])?;
+    let last = match parse {
+        None => depay.clone(),
+        Some(parse) => {
+            let parse = make(parse)?;
+            add(&pipeline, &[&parse])?;
+            link(&depay, &parse)?;
+            parse
+        }
+    };
+    let output = |it: &gst::Element| it.static_pad("src").expect("a filter has a src pad");
+    watch_arrival(&output(&depay), &tail.shared);
+    watch_data(&output(&last), &tail.shared, tail.spec.limits);
+    let caps = caps.parse::<gst::Caps>().expect("the table holds valid caps");
+    tail.decode(&pipeline, &output(&last), &caps)?;
+    if last != depay {
+        sync(&last)?;
+    }
+    sync(&depay)?;
+    let input = depay.static_pad("sink").expect("a depayloader has a sink pad");
+    pad.link(&input).map(drop).map_err(|it| broken(format!("linking {codec}: {it}")))
+}
+
+fn test(pipeline: &gst::Pipeline, pattern: &Pattern, tail: &Tail) -> Result<(), SourceError> {
+    let (width, height) = (pattern.width, pattern.height);
+    caps::check_size(width, height, tail.spec.limits)
+        .map_err(|detail| SourceError { code: Code::Codec, detail })?;
+    let source = make("videotestsrc")?;
+    source.set_property("is-live", tail.spec.realtime);
+    source.set_property("num-buffers", pattern.frames.map_or(-1, |it| it as i32));
+    let class = source.property_type("pattern").and_then(gst::glib::EnumClass::with_type);
+    let class = class.expect("videotestsrc has an enum of patterns");
+    if class.value_by_nick(&pattern.pattern).is_none() {
+        return Err(broken(format!("there is no test pattern `{}`", pattern.pattern)));
+    }
+    source.set_property_from_str("pattern", &pattern.pattern);
+    let filter = make("capsfilter")?;
+    let (n, d) = pattern.fps;
+    let text = format!(
+        "video/x-raw,format={},width={width},height={height},framerate={n}/{d}",
+        pattern.format
+    );
+    let caps = text.parse::<gst::Caps>().map_err(|_| broken(format!("no such format: {text}")))?;
+    filter.set_property("caps", caps);
+    add(pipeline, &[&source, &filter])?;
+    link(&source, &filter)?;
+    link(&filter, &tail.convert)?;
+    tail.shared.link();
+    let output = filter.static_pad("src").expect("a filter has a src pad");
+    watch_arrival(&output, &tail.shared);
+    watch_data(&output, &tail.shared, tail.spec.limits);
+    Ok(())
+}
+
+/// Remembers when each encoded picture passes `pad`, and when the camera says that it took it.
+fn watch_arrival(pad: &gst::Pad, shared: &Arc<Shared>) {
+    let shared = shared.clone();
+    pad.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
+        if let Some(buffer) = info.buffer() {
+            shared.arrived(buffer.pts(), captured(buffer));
+        }
+        gst::PadProbeReturn::Ok
+    });
+}
+
+/// Counts what passes `pad`, and stops it where the pictures would be too large.
+fn watch_data(pad: &gst::Pad, shared: &Arc<Shared>, limits: (u32, u32)) {
+    let shared = shared.clone();
+    let kinds = gst::PadProbeType::BUFFER | gst::PadProbeType::EVENT_DOWNSTREAM;
+    if let Some(caps) = pad.current_caps() {
+        check_caps(&caps, limits, &shared);
+    }
+    pad.add_probe(kinds, move |_, info| {
+        if let Some(buffer) = info.buffer() {
+            if shared.failed() {
+                info.flow_res = Err(gst::FlowError::NotSupported);
+                return gst::PadProbeReturn::Handled;
+            }
+            shared.count(buffer.size());
+        } else if let Some(gst::EventView::Caps(event)) = info.event().map(|it| it.view()) {
+            check_caps(&event.caps_owned(), limits, &shared);
+            // The decoder must not even see it. Not `Drop`: with GStreamer 1.22 the bindings then
+            // free the event before the library does.
+            if shared.failed() {
+                return gst::PadProbeReturn::Handled;
+            }
+        }
+        gst::PadProbeReturn::Ok
+    });
+}
+
+fn check_caps(caps: &gst::Caps, limits: (u32, u32), shared: &Shared) {
+    let side = |name| caps.structure(0).and_then(|it| it.get::<i32>(name).ok()).unwrap_or(0);
+    let (width, height) = (side("width").unsigned_abs(), side("height").unsigned_abs());
+    if let Err(detail) = caps::check_size(width, height, limits) {
+        shared.fail(Code::Codec, detail);
+    }
+}
+
+/// When the camera took the picture, if its RTCP reports have said how its clock runs.
+fn captured(buffer: &gst::BufferRef) -> Option<SystemTime> {
+    let meta = buffer
+        .iter_meta::<gst::ReferenceTimestampMeta>()
+        .find(|it| it.reference().structure(0).is_some_and(|it| it.name() == "timestamp/x-ntp"))?;
+    let since_1900 = Duration::from(meta.timestamp());
+    let since_1970 = since_1900.checked_sub(Duration::from_secs(NTP_TO_UNIX))?;
+    SystemTime::UNIX_EPOCH.checked_add(since_1970)
+}
+
+fn credentials(source: &gst::Element, spec: &Spec) {
+    source.set_property("user-id", spec.username.as_ref().map(Secret::expose));
+    source.set_property("user-pw", spec.password.as_ref().map(Secret::expose));
+}
+
+fn trusted(path: &Path) -> Result<gio::TlsDatabase, SourceError> {
+    // GIO takes absolute names only.
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    gio::TlsFileDatabase::new(&path).map(|it| it.upcast()).map_err(|error| SourceError {
+        code: Code::Tls,
+        detail: format!("tls.ca_file {}: {error}", path.display()),
+    })
+}
+
+/// Sets a property if the element has it.
+fn set(element: &gst::Element, name: &str, value: &str) {
+    if element.find_property(name).is_some() {
+        element.set_property_from_str(name, value);
+    }
+}
+
+fn make(factory: &str) -> Result<gst::Element, SourceError> {
+    gst::ElementFactory::make(factory).build().map_err(|_| {
+        broken(format!("GStreamer's element `{factory}` is missing; run scripts/setup"))
+    })
+}
+
+fn add(pipeline: &gst::Pipeline, elements: &[&gst::Element]) -> Result<(), SourceError> {
+    pipeline.add_many(elements).map_err(|it| broken(it.to_string()))
+}
+
+fn link(from: &gst::Element, to: &gst::Element) -> Result<(), SourceError> {
+    from.link(to).map_err(|it| broken(it.to_string()))
+}
+
+fn sync(element: &gst::Element) -> Result<(), SourceError> {
+    element.sync_state_with_parent().map_err(|it| broken(it.to_string()))
+}
+
+fn broken(detail: String) -> SourceError {
+    SourceError { code: Code::Error, detail }
+}

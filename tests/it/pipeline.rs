@@ -1,0 +1,89 @@
+//! Promises about batching, order and fairness.
+
+use std::{
+    sync::atomic::Ordering::{Relaxed, SeqCst},
+    time::Duration,
+};
+
+use ghostwatch::{
+    infer::{
+        Model,
+        batch::{Batching, CloseReason},
+    },
+    pipeline::WhenFull,
+};
+
+use crate::support::{BATCHING, Collect, Grey, Mean, add, start, wait_until, within};
+
+fn lanes(n: usize, pause: Duration) -> Vec<Box<dyn Model>> {
+    (0..n).map(|_| Box::new(Mean(pause)) as Box<dyn Model>).collect()
+}
+
+#[test]
+fn every_streams_order_is_kept_with_several_lanes() {
+    let sink = Collect::default();
+    let (mut p, _) = start(lanes(3, Duration::from_micros(300)), &sink, BATCHING);
+    for id in ["a", "b"] {
+        add(&mut p, id, Grey::file(500), WhenFull::Block);
+    }
+    wait_until("all frames", || sink.frames.load(SeqCst) == 1000);
+    p.stop(within(2000)).unwrap();
+    for id in ["a", "b"] {
+        assert_eq!(sink.frames_of(id), (0..500).collect::<Vec<u64>>());
+    }
+}
+
+#[test]
+fn equal_streams_get_equal_shares_even_if_one_offers_ten_times_as_much() {
+    for streams in [4, 16] {
+        let sink = Collect::default();
+        // 4 frames per 8 ms: 500 a second, where the streams offer at least 1,000 each.
+        let (mut p, _) = start(lanes(1, Duration::from_millis(8)), &sink, BATCHING);
+        let ids: Vec<_> = (0..streams).map(|i| format!("s{i}")).collect();
+        let all: Vec<_> = (0..streams)
+            .map(|i| {
+                let period = Duration::from_micros(if i == 0 { 100 } else { 1000 });
+                add(&mut p, &ids[i], Grey::camera(period), WhenFull::Latest)
+            })
+            .collect();
+        wait_until("a thousand frames", || 1000 < sink.frames.load(SeqCst));
+        p.stop(within(5000)).unwrap();
+        let shares: Vec<_> = all.iter().map(|it| it.published.load(Relaxed)).collect();
+        let (min, max) = (*shares.iter().min().unwrap(), *shares.iter().max().unwrap());
+        assert!(max as f64 <= 1.1 * min as f64, "{streams} streams: {shares:?}");
+        for stream in all {
+            assert_eq!(stream.unaccounted(), 0);
+            sink.check_arithmetic(&stream.id);
+        }
+    }
+}
+
+#[test]
+fn one_slow_stream_does_not_wait_for_company() {
+    let sink = Collect::default();
+    let batching = Batching { max_size: 32, max_wait: Duration::from_millis(500) };
+    let (mut p, watch) = start(lanes(1, Duration::ZERO), &sink, batching);
+    add(&mut p, "a", Grey::camera(Duration::from_millis(40)), WhenFull::Latest);
+    wait_until("some frames", || 10 < sink.frames.load(SeqCst));
+    p.stop(within(2000)).unwrap();
+    let batches = watch.0.lock().unwrap();
+    // Until two frames came nobody knows how often they will come.
+    let later = &batches[2..];
+    assert!(later.iter().all(|it| it.0 == 1), "{batches:?}");
+    assert!(later.iter().filter(|it| it.1 == CloseReason::Idle).count() + 1 >= later.len());
+}
+
+#[test]
+fn many_streams_fill_a_batch_while_the_device_is_busy() {
+    let sink = Collect::default();
+    let batching = Batching { max_size: 32, max_wait: Duration::from_millis(5) };
+    let (mut p, watch) = start(lanes(1, Duration::from_millis(30)), &sink, batching);
+    for i in 0..16 {
+        add(&mut p, &format!("s{i}"), Grey::camera(Duration::from_millis(40)), WhenFull::Latest);
+    }
+    wait_until("some frames", || 300 < sink.frames.load(SeqCst));
+    p.stop(within(2000)).unwrap();
+    let batches = watch.0.lock().unwrap();
+    let mean = batches.iter().map(|it| it.0).sum::<usize>() as f64 / batches.len() as f64;
+    assert!(4.0 <= mean, "mean batch {mean}: {batches:?}");
+}

@@ -1,0 +1,122 @@
+//! A real RTSP server in the test's own process.
+
+use std::{
+    path::PathBuf,
+    thread::{self, JoinHandle},
+};
+
+use gstreamer::{self as gst, glib};
+use gstreamer_rtsp_server::{self as server, prelude::*};
+
+/// What the server sends, as H.264, at `/stream`.
+#[derive(Clone, Debug)]
+pub(crate) enum Media {
+    /// A moving test pattern without end.
+    Pattern {
+        /// Width and height in pixels.
+        size: (u32, u32),
+        /// Pictures per second.
+        fps: u32,
+    },
+    /// The H.264 stream of an MP4 file, so many times over, in its own time.
+    File {
+        /// The file.
+        path: PathBuf,
+        /// How many times.
+        times: usize,
+    },
+}
+
+/// A server that runs until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Server {
+    port: u16,
+    server: server::RTSPServer,
+    main_loop: glib::MainLoop,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    /// Starts one on `port` of the loopback interface, 0 for a free one. With `user` it wants that
+    /// name and password.
+    pub(crate) fn start(media: &Media, port: u16, user: Option<(&str, &str)>) -> Server {
+        gst::init().expect("GStreamer starts");
+        let context = glib::MainContext::new();
+        let server = server::RTSPServer::new();
+        server.set_address("127.0.0.1");
+        server.set_service(&port.to_string());
+        let factory = server::RTSPMediaFactory::new();
+        factory.set_launch(&launch(media));
+        factory.set_shared(true);
+        if let Some((name, password)) = user {
+            let auth = server::RTSPAuth::new();
+            let token = server::RTSPToken::builder().field("media.factory.role", "viewer").build();
+            auth.add_basic(&server::RTSPAuth::make_basic(name, password), &token);
+            server.set_auth(Some(&auth));
+            let role = gst::Structure::builder("viewer")
+                .field("media.factory.access", true)
+                .field("media.factory.construct", true)
+                .build();
+            factory.add_role_from_structure(&role);
+        }
+        let mounts = server.mount_points().expect("a new server has mount points");
+        mounts.add_factory("/stream", factory);
+        // The server listens once this returns; the loop below only answers.
+        let id = server.attach(Some(&context)).expect("the port is free");
+        let port = u16::try_from(server.bound_port()).expect("a port");
+        let main_loop = glib::MainLoop::new(Some(&context), false);
+        let running = main_loop.clone();
+        let thread = thread::Builder::new()
+            .name("rtsp-server".to_owned())
+            .spawn(move || {
+                running.run();
+                // Removing the source closes the socket, so that the port is free again.
+                if let Some(source) = running.context().find_source_by_id(&id) {
+                    source.destroy();
+                }
+            })
+            .expect("a thread");
+        Server { port, server, main_loop, thread: Some(thread) }
+    }
+
+    /// The port that it listens on.
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The stream's URL.
+    pub(crate) fn url(&self) -> String {
+        format!("rtsp://127.0.0.1:{}/stream", self.port)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.server.client_filter(Some(&mut |_, _| server::RTSPFilterResult::Remove));
+        self.main_loop.quit();
+        if let Some(thread) = self.thread.take() {
+            thread.join().expect("the server's thread ends in order");
+        }
+    }
+}
+
+fn launch(media: &Media) -> String {
+    let pay = "rtph264pay name=pay0 pt=96 config-interval=-1";
+    match media {
+        Media::Pattern { size: (width, height), fps } => format!(
+            "( videotestsrc is-live=true pattern=ball \
+             ! video/x-raw,format=I420,width={width},height={height},framerate={fps}/1 \
+             ! openh264enc gop-size={fps} complexity=low ! h264parse ! {pay} )"
+        ),
+        Media::File { path, times } => {
+            let path = path.display();
+            if *times == 1 {
+                return format!("( filesrc location=\"{path}\" ! qtdemux ! h264parse ! {pay} )");
+            }
+            let parts: String = (0..*times)
+                .map(|_| format!("filesrc location=\"{path}\" ! qtdemux ! h264parse ! c. "))
+                .collect();
+            format!("( concat name=c ! {pay} {parts} )")
+        }
+    }
+}
