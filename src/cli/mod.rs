@@ -4,6 +4,7 @@ pub mod check;
 pub mod classify;
 pub mod run;
 pub mod schema;
+pub mod streams;
 pub mod tail;
 pub mod text;
 pub mod weights;
@@ -39,6 +40,8 @@ enum Command {
     Classify(classify::Args),
     /// Print events from the journal.
     Tail(tail::Args),
+    /// Show what each stream is doing.
+    Streams(streams::Args),
     /// Fetch, import, inspect and verify checkpoints.
     #[command(subcommand)]
     Weights(weights::Command),
@@ -98,6 +101,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Check(args) => return check::run(&args, config),
         Command::Classify(args) => classify::run(&args),
         Command::Tail(args) => journal_path(config).and_then(|it| tail::run(&args, &it)),
+        Command::Streams(args) => journal_path(config).and_then(|it| streams::run(&args, &it)),
         Command::Weights(command) => weights::run(&command),
         Command::Schema(args) => schema::run(&args),
         Command::Completions { shell } => schema::completions(shell),

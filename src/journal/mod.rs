@@ -32,7 +32,8 @@ CREATE TABLE event (
     kind INTEGER NOT NULL,
     stream TEXT,
     json TEXT NOT NULL
-);";
+);
+CREATE INDEX state ON event (stream, seq) WHERE kind = 2;";
 
 /// How much the journal keeps. The oldest events go first.
 #[derive(Clone, Copy, Debug, Default)]

@@ -108,6 +108,19 @@ impl Reader {
         self.look(after, filter, limit).map_err(|it| JournalError::of(&self.path, &it))
     }
 
+    /// The last state event of each stream, as JSON.
+    ///
+    /// # Errors
+    /// A [`JournalError`] if it cannot be read.
+    pub fn last_states(&self) -> Result<Vec<String>, JournalError> {
+        let sql = "SELECT json FROM event WHERE seq IN
+            (SELECT max(seq) FROM event WHERE kind = 2 GROUP BY stream) ORDER BY stream";
+        let states = || -> rusqlite::Result<Vec<String>> {
+            self.connection.prepare_cached(sql)?.query_map([], |row| row.get(0))?.collect()
+        };
+        states().map_err(|it| JournalError::of(&self.path, &it))
+    }
+
     /// The epoch of a stream's last event; `None` if the journal has none of it.
     ///
     /// # Errors

@@ -192,6 +192,12 @@ fn a_live_camera_is_labelled_until_the_daemon_is_told_to_stop_and_nothing_is_una
     }
     let metrics = get(&listen, "/metrics").unwrap();
     assert!(metrics.contains("\nghostwatch_frames_unaccounted 0\n"), "{metrics}");
+    let table = ghostwatch(folder.path()).arg("streams").output().unwrap();
+    let table = String::from_utf8(table.stdout).unwrap();
+    for stream in ["camera", "slow", "pattern"] {
+        let line = table.lines().find(|it| it.starts_with(stream)).unwrap();
+        assert_eq!(line.split_whitespace().nth(1), Some("up"), "{table}");
+    }
     drain(child, folder.path());
     let account = account(&events(folder.path()));
     let (decoded, published) = account["slow"];

@@ -1,0 +1,143 @@
+//! `ghostwatch streams`: what each stream is doing, as the journal tells it.
+//!
+//! It reads the journal itself, so it answers whether a daemon runs or not.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, IsTerminal as _, Write as _},
+    path::Path,
+    thread,
+    time::{Duration, SystemTime},
+};
+
+use serde_json::Value;
+
+use crate::{
+    cli::text::escape,
+    event::{Kind, rfc3339},
+    journal::{filter::Filter, read::Reader},
+};
+
+/// How to show.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// Show again every second.
+    #[arg(long)]
+    watch: bool,
+}
+
+/// Frames are counted over this long.
+const WINDOW: Duration = Duration::from_secs(10);
+/// At most so many of the last events are looked at: 10 s of 60 cameras at 30 fps.
+const EVENTS: u64 = 18_000;
+/// Events of one read transaction.
+const PAGE: u32 = 512;
+
+/// One line of the table.
+#[derive(Debug, Default)]
+struct Row {
+    state: String,
+    code: String,
+    frames: u32,
+    latency_us: u64,
+    skipped: BTreeMap<String, u64>,
+    label: String,
+}
+
+/// Prints the table.
+///
+/// # Errors
+/// The journal cannot be read, or the output not be written.
+pub fn run(args: &Args, journal: &Path) -> anyhow::Result<()> {
+    let mut reader = Reader::open(journal)?;
+    loop {
+        let rows = rows(&mut reader)?;
+        let mut text = table(&rows);
+        if args.watch && io::stdout().is_terminal() {
+            text.insert_str(0, "\x1b[2J\x1b[H");
+        }
+        io::stdout().write_all(text.as_bytes())?;
+        if !args.watch {
+            return Ok(());
+        }
+        thread::sleep(Duration::from_secs(1));
+    }
+}
+
+fn rows(reader: &mut Reader) -> anyhow::Result<BTreeMap<String, Row>> {
+    let mut rows = BTreeMap::<String, Row>::new();
+    for json in reader.last_states()? {
+        let event: Value = serde_json::from_str(&json)?;
+        let data = &event["data"];
+        let row = rows.entry(text(&data["stream"])).or_default();
+        row.state = text(&data["state"]);
+        row.code = text(&data["code"]);
+    }
+    rows.retain(|_, it| it.state != "removed");
+    let since = rfc3339(SystemTime::now() - WINDOW);
+    let mut cursor = reader.latest()?.saturating_sub(EVENTS);
+    loop {
+        let filter = Filter { kind: Some(Kind::FrameClassified), ..Filter::default() };
+        let page = reader.page(cursor, &filter, PAGE)?;
+        for record in &page.records {
+            let event: Value = serde_json::from_str(&record.json)?;
+            frame(&mut rows, &event["data"], &since);
+        }
+        if page.cursor == cursor {
+            return Ok(rows);
+        }
+        cursor = page.cursor;
+    }
+}
+
+fn frame(rows: &mut BTreeMap<String, Row>, data: &Value, since: &str) {
+    let Some(row) = rows.get_mut(data["stream"].as_str().unwrap_or_default()) else { return };
+    let top = &data["top"][0];
+    let confidence = top["confidence"].as_f64().unwrap_or_default();
+    row.label = format!("{} {:.0} %", text(&top["label"]), confidence * 100.0);
+    // Both are RFC 3339 in UTC with as many digits, so they sort as text.
+    if data["ingest_time"].as_str().is_none_or(|it| it < since) {
+        return;
+    }
+    row.frames += 1;
+    row.latency_us += data["latency_us"]["total"].as_u64().unwrap_or_default();
+    for (reason, count) in data["skipped"].as_object().into_iter().flatten() {
+        *row.skipped.entry(reason.clone()).or_default() += count.as_u64().unwrap_or_default();
+    }
+}
+
+fn text(value: &Value) -> String {
+    escape(value.as_str().unwrap_or_default())
+}
+
+fn table(rows: &BTreeMap<String, Row>) -> String {
+    let mut lines = vec![
+        ["STREAM", "STATE", "FPS", "LATENCY", "DROPPED IN 10 S", "LAST LABEL"].map(str::to_owned),
+    ];
+    for (id, row) in rows {
+        let mean_ms = row.latency_us as f64 / 1000.0 / f64::from(row.frames.max(1));
+        let skipped: Vec<_> = row.skipped.iter().map(|it| format!("{} {}", it.0, it.1)).collect();
+        lines.push([
+            id.clone(),
+            if row.code.is_empty() {
+                row.state.clone()
+            } else {
+                format!("{} ({})", row.state, row.code)
+            },
+            format!("{:.1}", f64::from(row.frames) / WINDOW.as_secs_f64()),
+            if row.frames == 0 { "-".to_owned() } else { format!("{mean_ms:.1} ms") },
+            if skipped.is_empty() { "-".to_owned() } else { skipped.join(", ") },
+            if row.label.is_empty() { "-".to_owned() } else { row.label.clone() },
+        ]);
+    }
+    let width = |i: usize| lines.iter().map(|it| it[i].chars().count()).max().unwrap_or(0);
+    let widths: Vec<_> = (0..6).map(width).collect();
+    let mut out = String::new();
+    for line in &lines {
+        let cells: Vec<_> =
+            line.iter().zip(&widths).map(|(it, width)| format!("{it:<width$}")).collect();
+        out.push_str(cells.join("  ").trim_end());
+        out.push('\n');
+    }
+    out
+}
