@@ -92,8 +92,10 @@ struct Daemon {
     pipeline: Pipeline,
     observer: Arc<Observer>,
     streams: BTreeMap<String, Running>,
-    /// Streams that were taken out and may still have frames on the way.
+    /// Streams that were taken out and may still have something on its way to the journal.
     removed: Vec<Arc<Stream>>,
+    /// Streams that start once their namesakes in `removed` have settled.
+    waiting: BTreeMap<String, StreamPlan>,
     sinks: Sinks,
     notify: systemd::Notifier,
 }
@@ -126,8 +128,9 @@ pub fn run(plan: Plan, options: Options) -> anyhow::Result<()> {
     observer.queues(pipeline.queues());
     let notify = systemd::Notifier::from_env()?;
     let streams = BTreeMap::new();
-    let removed = Vec::new();
-    let mut daemon = Daemon { plan, options, pipeline, observer, streams, removed, sinks, notify };
+    let (removed, waiting) = (Vec::new(), BTreeMap::new());
+    let mut daemon =
+        Daemon { plan, options, pipeline, observer, streams, removed, waiting, sinks, notify };
     daemon.add_all()?;
     daemon.observer.reloaded(true);
     daemon.observer.ready(true);
@@ -286,6 +289,11 @@ impl Daemon {
             if self.options.once && self.pipeline.sources() == 0 {
                 break;
             }
+            if failed.is_none()
+                && let Some(name) = self.sinks.ended()
+            {
+                failed = Some(anyhow::anyhow!("sink {name} ended by itself"));
+            }
             self.tick();
         }
         self.drain(failed)
@@ -296,14 +304,24 @@ impl Daemon {
         if self.observer.alive() {
             self.notify.watchdog();
         }
-        let observer = &self.observer;
+        let (observer, pipeline) = (&self.observer, &self.pipeline);
         self.removed.retain(|it| {
-            let busy = it.in_flight() != 0;
-            if !busy {
+            let settled = !pipeline.is_running(&it.id) && it.is_settled();
+            if settled {
                 observer.remove(it);
             }
-            busy
+            !settled
         });
+        let settled = |id: &String| !self.removed.iter().any(|it| it.id == *id);
+        let ready: Vec<_> = self.waiting.keys().filter(|it| settled(it)).cloned().collect();
+        for id in ready {
+            let plan = self.waiting.remove(&id).expect("the key was just seen");
+            if let Err(error) = self.add(&id, plan) {
+                tracing::error!(stream = id, "cannot be started: {error:#}");
+                // The next reload sees it as new and tries again.
+                self.plan.streams.remove(&id);
+            }
+        }
     }
 
     /// Follows a changed configuration as far as it can be followed; anything else is refused and
@@ -343,11 +361,12 @@ impl Daemon {
         self.plan = plan;
         let streams = diff.streams;
         for id in streams.removed.iter().chain(&streams.changed) {
+            self.waiting.remove(id);
             self.remove(id);
         }
+        // They start with the next tick, or once what runs under their name has settled.
         for id in streams.changed.iter().chain(&streams.added) {
-            let plan = self.plan.streams[id].clone();
-            self.add(id, plan)?;
+            self.waiting.insert(id.clone(), self.plan.streams[id].clone());
         }
         Ok(())
     }
@@ -357,15 +376,17 @@ impl Daemon {
         tracing::info!("draining");
         self.observer.ready(false);
         self.notify.stopping();
+        let deadline = Instant::now() + DRAIN;
         let streams: Vec<_> =
             self.streams.into_values().map(|it| it.stream).chain(self.removed).collect();
-        let exits = self.pipeline.stop(Instant::now() + DRAIN).map_err(|stuck| {
+        let exits = self.pipeline.stop(deadline).map_err(|stuck| {
             anyhow::anyhow!("still running after {} s: {}", DRAIN.as_secs(), stuck.join(", "))
         });
         // Everything is committed: the sinks can finish.
-        let sinks = self.sinks.stop();
+        let sinks = self.sinks.stop(deadline);
         if let Some(error) = failed {
-            return Err(error);
+            // What a sink said when it ended is the better reason.
+            return sinks.and(Err(error));
         }
         for exit in exits? {
             exit.result?;
@@ -444,12 +465,27 @@ impl Sinks {
         Ok(Sinks { stop, threads })
     }
 
-    fn stop(self) -> anyhow::Result<()> {
+    /// A sink that ended though nobody told it to.
+    fn ended(&self) -> Option<&str> {
+        self.threads.iter().find(|it| it.1.is_finished()).map(|it| it.0.as_str())
+    }
+
+    /// Lets the sinks write what is committed, until `deadline`; a reader of standard output may
+    /// never take it.
+    fn stop(self, deadline: Instant) -> anyhow::Result<()> {
         self.stop.cancel();
+        let mut result = Ok(());
         for (name, thread) in self.threads {
-            let result = thread.join().unwrap_or_else(|_| Err(anyhow::anyhow!("panicked")));
-            result.with_context(|| format!("sink {name}"))?;
+            while !thread.is_finished() && Instant::now() < deadline {
+                thread::sleep(Duration::from_millis(5));
+            }
+            let ended = if thread.is_finished() {
+                thread.join().unwrap_or_else(|_| Err(anyhow::anyhow!("panicked")))
+            } else {
+                Err(anyhow::anyhow!("still writing after {} s", DRAIN.as_secs()))
+            };
+            result = result.and(ended.with_context(|| format!("sink {name}")));
         }
-        Ok(())
+        result
     }
 }

@@ -39,6 +39,8 @@ pub struct Stream {
     /// When the last decoded frame came, in milliseconds since the Unix epoch; 0 before the first.
     pub last_frame_ms: AtomicU64,
     state: AtomicU8,
+    /// Changes of state on their way to the journal.
+    states_in_flight: AtomicI64,
 }
 
 impl Stream {
@@ -55,6 +57,7 @@ impl Stream {
             connects: AtomicU64::new(0),
             last_frame_ms: AtomicU64::new(0),
             state: AtomicU8::new(State::Connecting as u8),
+            states_in_flight: AtomicI64::new(0),
         }
     }
 
@@ -84,6 +87,21 @@ impl Stream {
         let ended = self.published.load(Relaxed) + self.dropped_total();
         let missing = self.decoded.load(Relaxed) as i64 - ended as i64;
         missing - self.in_flight()
+    }
+
+    /// A change of state was sent on its way to the journal.
+    pub fn state_sent(&self) {
+        self.states_in_flight.fetch_add(1, Relaxed);
+    }
+
+    /// A change of state was committed.
+    pub fn state_published(&self) {
+        self.states_in_flight.fetch_sub(1, Relaxed);
+    }
+
+    /// Whether nothing of the stream is on its way to the journal.
+    pub fn is_settled(&self) -> bool {
+        self.in_flight() == 0 && self.states_in_flight.load(Relaxed) == 0
     }
 
     /// Sets what the stream is doing.

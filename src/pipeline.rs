@@ -162,6 +162,11 @@ impl Pipeline {
         &self.queues
     }
 
+    /// Whether the source of a stream is running.
+    pub fn is_running(&self, id: &str) -> bool {
+        self.threads.running.iter().any(|it| it.strip_prefix(SOURCE) == Some(id))
+    }
+
     /// Sources that are running.
     pub fn sources(&self) -> usize {
         self.threads.running.iter().filter(|it| it.starts_with(SOURCE)).count()
@@ -249,6 +254,7 @@ impl Output for FrameEdge {
         if let Some(ended) = &mut change.ended {
             ended.skipped.merge(std::mem::take(&mut self.lost));
         }
+        change.stream.state_sent();
         let offer = Offer { states: vec![change], frame: None };
         self.edge.send(offer).map_err(|_| source::Closed)
     }

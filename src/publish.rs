@@ -28,6 +28,8 @@ use crate::{
 const GROUP_MAX: usize = 256;
 /// Idle or not, the loop turns at least this often.
 const TURN: Duration = Duration::from_millis(500);
+/// Retention looks at the journal this often.
+const MAINTAIN_EVERY: Duration = Duration::from_secs(1);
 /// State events that wait for a journal with no space. Streams change state a few times a minute.
 const HELD_MAX: usize = 10_000;
 /// How often the same trouble with the journal is logged.
@@ -56,17 +58,21 @@ pub struct Publisher {
     carried: HashMap<String, Skipped>,
     /// The state told last, by stream.
     states: HashMap<String, &'static str>,
-    /// Events that must not be lost, and come first once the journal takes events again.
-    held: Vec<Event>,
+    /// The events of the next commit; after a refused one, the changes of state that wait.
+    group: Vec<Entry>,
+    /// When retention had nothing left to do.
+    maintained: Instant,
     /// When the trouble with the journal was logged last. `None` iff there is none.
     said: Option<Instant>,
 }
 
-/// The events of the next commit, and the frames that they are about.
-#[derive(Default)]
-struct Group {
-    events: Vec<Event>,
-    frames: Vec<(Meta, Instant)>,
+/// One event of the next commit, in order.
+enum Entry {
+    Daemon(Event),
+    /// Rendered only when it is appended: frames that the journal refuses before it are part of
+    /// the account that it closes.
+    State(Box<StateChange>, Option<&'static str>),
+    Frame(Event, Box<Meta>, Instant),
 }
 
 impl Publisher {
@@ -78,7 +84,8 @@ impl Publisher {
             watch,
             carried: HashMap::new(),
             states: HashMap::new(),
-            held: Vec::new(),
+            group: Vec::new(),
+            maintained: Instant::now(),
             said: None,
         }
     }
@@ -88,50 +95,54 @@ impl Publisher {
     /// # Errors
     /// The journal failed in a way that forbids to go on.
     pub fn run(mut self, input: Receiver<Item<Labelled>>) -> anyhow::Result<()> {
-        let mut group = Group::default();
-        group.events.push(self.daemon(DaemonState::Started));
-        self.commit(&mut group)?;
+        self.daemon(DaemonState::Started);
+        self.commit()?;
         loop {
-            let item = match input.recv_deadline(Instant::now() + TURN) {
-                Ok(item) => item,
-                Err(RecvTimeoutError::Timeout) => {
-                    self.idle(&mut group)?;
-                    continue;
-                }
+            match input.recv_deadline(Instant::now() + TURN) {
+                Ok(item) => self.add(item),
+                Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
-            };
-            self.add(&mut group, item);
-            while group.events.len() < GROUP_MAX
+            }
+            while self.group.len() < GROUP_MAX
                 && let Some(item) = input.try_recv()
             {
-                self.add(&mut group, item);
+                self.add(item);
             }
-            self.commit(&mut group)?;
+            self.commit()?;
+            self.maintain()?;
         }
-        group.events.push(self.daemon(DaemonState::Stopped));
-        self.commit(&mut group)
+        self.daemon(DaemonState::Stopped);
+        self.commit()?;
+        anyhow::ensure!(
+            self.group.is_empty(),
+            "{} last events could not be written to the journal",
+            self.group.len()
+        );
+        Ok(())
     }
 
-    fn daemon(&self, state: DaemonState) -> Event {
-        Event::daemon(&self.context.instance, state, None)
+    fn daemon(&mut self, state: DaemonState) {
+        let event = Event::daemon(&self.context.instance, state, None);
+        self.group.push(Entry::Daemon(event));
     }
 
-    /// What is due without events: retention, and another try with what is held back.
-    fn idle(&mut self, group: &mut Group) -> anyhow::Result<()> {
+    /// Retention, a piece at a time, busy or idle.
+    fn maintain(&mut self) -> anyhow::Result<()> {
+        if self.maintained.elapsed() < MAINTAIN_EVERY {
+            return Ok(());
+        }
         match self.journal.maintain() {
-            Ok(_) => {}
+            // More is due at once, that is after the next commit.
+            Ok(true) => {}
+            Ok(false) => self.maintained = Instant::now(),
             Err(error) if error.is_temporary() => self.say(&error),
             Err(error) => return Err(error.into()),
         }
-        if !self.held.is_empty() {
-            return self.commit(group);
-        }
-        self.watch.turned(self.said.is_none());
         Ok(())
     }
 
     /// Puts what an item says into the group, or into the account of its stream.
-    fn add(&mut self, group: &mut Group, item: Item<Labelled>) {
+    fn add(&mut self, item: Item<Labelled>) {
         match item {
             Item::Dropped(meta, reason) => {
                 let carried = self.carried.entry(meta.stream.id.clone()).or_default();
@@ -145,75 +156,98 @@ impl Publisher {
                 }
                 self.watch.changed(&change);
                 let previous = self.states.insert(change.stream.id.clone(), change.state.name());
-                group.events.push(Event::state(&self.context.instance, &change, previous));
+                self.group.push(Entry::State(change, previous));
             }
             Item::Frame(Labelled { mut meta, top, batch_size, labelled }) => {
                 let carried = self.carried.remove(&meta.stream.id);
                 meta.skipped.merge(carried.unwrap_or_default());
-                group.events.push(Event::frame(&meta, batch_size, &top, &self.context, labelled));
-                group.frames.push((meta, labelled));
+                let event = Event::frame(&meta, batch_size, &top, &self.context, labelled);
+                self.group.push(Entry::Frame(event, Box::new(meta), labelled));
             }
         }
     }
 
-    /// Appends the group, after what is held back. A journal that takes nothing for now costs the
-    /// frames, never the changes of state.
-    fn commit(&mut self, group: &mut Group) -> anyhow::Result<()> {
-        let Group { events, frames } = std::mem::take(group);
-        let held = self.held.len();
-        self.held.extend(events);
+    /// Appends the group. A journal that takes nothing for now costs the frames, never the changes
+    /// of state: those stay in the group.
+    fn commit(&mut self) -> anyhow::Result<()> {
+        if self.group.is_empty() {
+            self.watch.turned(self.said.is_none());
+            return Ok(());
+        }
+        let instance = &self.context.instance;
+        let render = |it: &Entry| match it {
+            Entry::Daemon(event) | Entry::Frame(event, ..) => event.clone(),
+            Entry::State(change, previous) => Event::state(instance, change, *previous),
+        };
+        let mut events: Vec<Event> = self.group.iter().map(render).collect();
         let start = Instant::now();
-        match self.journal.append(&mut self.held) {
+        match self.journal.append(&mut events) {
             Ok(_) => {
-                let now = Instant::now();
                 self.said = None;
-                for (mut meta, labelled) in frames {
-                    self.watch.published(&meta, labelled, now);
-                    meta.stream.published();
-                }
-                if start < now {
-                    self.watch.committed(now - start, self.journal.stats());
-                }
-            }
-            Err(error) if error.is_temporary() => {
-                self.say(&error);
-                self.watch.lost(frames.len());
-                self.hold_back(held);
-                for (meta, _) in frames {
-                    self.drop_frame(meta);
-                }
+                self.committed(start);
             }
             Err(error) => {
-                for (meta, _) in frames {
-                    self.drop_frame(meta);
+                self.refused();
+                if !error.is_temporary() {
+                    return Err(error.into());
                 }
-                return Err(error.into());
+                self.say(&error);
             }
         }
         self.watch.turned(self.said.is_none());
         Ok(())
     }
 
-    /// Keeps the changes of state among the events that were refused, `held` of which were held
-    /// back before.
-    fn hold_back(&mut self, held: usize) {
-        let mut index = 0;
-        self.held.retain(|it| {
-            index += 1;
-            index <= held || it.kind != crate::event::Kind::FrameClassified
-        });
-        if HELD_MAX < self.held.len() {
-            let excess = self.held.len() - HELD_MAX;
-            self.watch.lost(excess);
-            self.held.drain(..excess);
+    /// Everything in the group is on the disk.
+    fn committed(&mut self, start: Instant) {
+        let now = Instant::now();
+        for entry in self.group.drain(..) {
+            match entry {
+                Entry::Daemon(_) => {}
+                Entry::State(change, _) => change.stream.state_published(),
+                Entry::Frame(_, mut meta, labelled) => {
+                    self.watch.published(&meta, labelled, now);
+                    meta.stream.published();
+                }
+            }
         }
+        self.watch.committed(now - start, self.journal.stats());
     }
 
-    fn drop_frame(&mut self, mut meta: Meta) {
-        meta.stream.dropped(StageName::Journal, Reason::Journal);
-        let carried = self.carried.entry(meta.stream.id.clone()).or_default();
-        carried.merge(meta.skipped);
-        carried.add(Reason::Journal);
+    /// Nothing of the group is on the disk: its frames are dropped, and whatever event of their
+    /// stream comes next accounts for them.
+    fn refused(&mut self) {
+        let mut lost = 0;
+        let mut carried = HashMap::<String, Skipped>::new();
+        for entry in std::mem::take(&mut self.group) {
+            match entry {
+                Entry::Daemon(event) => self.group.push(Entry::Daemon(event)),
+                Entry::State(mut change, previous) => {
+                    if let Some(ended) = &mut change.ended {
+                        let carry = carried.remove(&change.stream.id);
+                        ended.skipped.merge(carry.unwrap_or_default());
+                    }
+                    self.group.push(Entry::State(change, previous));
+                }
+                Entry::Frame(_, mut meta, _) => {
+                    lost += 1;
+                    meta.stream.dropped(StageName::Journal, Reason::Journal);
+                    let carry = carried.entry(meta.stream.id.clone()).or_default();
+                    carry.merge(meta.skipped);
+                    carry.add(Reason::Journal);
+                }
+            }
+        }
+        self.watch.lost(lost);
+        for (id, skipped) in carried {
+            self.carried.entry(id).or_default().merge(skipped);
+        }
+        // The changes that wait are few; with a broken disk for days they would not stay so.
+        if HELD_MAX < self.group.len() {
+            let excess = self.group.len() - HELD_MAX;
+            self.watch.lost(excess);
+            self.group.drain(..excess);
+        }
     }
 
     fn say(&mut self, error: &JournalError) {

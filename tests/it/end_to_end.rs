@@ -258,6 +258,23 @@ fn a_reload_adds_and_removes_streams_and_refuses_a_bad_file() {
     wait_until("the series of the old one are gone", || {
         !get(&listen, "/metrics").unwrap_or_default().contains("stream=\"b\"")
     });
+    let changed = text.replace("  b:", "  c:").replace("64x48", "96x48");
+    fs::write(&path, changed.replacen("96x48", "64x48", 1)).unwrap();
+    signal(&child, "HUP");
+    let widths = || -> Vec<u64> {
+        let width = |it: &Value| it["data"]["width"].as_u64();
+        let mine = |it: &&Value| it["subject"] == "c" && it["type"] == FRAME;
+        let output = ghostwatch(folder.path())
+            .args(["tail", "--from", "earliest", "--format", "ndjson", "--stream", "c"])
+            .output()
+            .unwrap();
+        let lines = String::from_utf8(output.stdout).unwrap();
+        let events: Vec<Value> =
+            lines.lines().map(|it| serde_json::from_str(it).unwrap()).collect();
+        events.iter().filter(mine).filter_map(width).collect()
+    };
+    wait_until("the changed stream", || widths().contains(&96));
+    wait_until("its series", || 5 < published(&listen, "c"));
     fs::write(&path, "streams: [").unwrap();
     signal(&child, "HUP");
     let before = published(&listen, "a");
