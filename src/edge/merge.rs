@@ -48,6 +48,9 @@ struct Lane<T> {
     period: Option<Duration>,
 }
 
+/// How long after its first frame a stream is expected to give its second.
+const FIRST_PERIOD_MAX: Duration = Duration::from_secs(1);
+
 /// Makes a merge with no edges yet.
 #[expect(clippy::disallowed_methods, reason = "one item per source; see the comment")]
 pub fn merge<T>() -> (Joining<T>, Merge<T>) {
@@ -105,8 +108,8 @@ impl<T: Timed> Merge<T> {
     }
 
     /// When the last item is due that an edge will give until `by`, judged by how often each gave
-    /// one; `None` if none is due. An edge that gave nothing yet is expected at any time; one that
-    /// is late by more than a period is not expected any more.
+    /// one; `None` if none is due. An edge that gave nothing yet is not expected, nor is one that is
+    /// late by more than a period; after its first item the second may come at any time.
     pub fn due(&self, now: Instant, by: Instant) -> Option<Instant> {
         self.edges.iter().filter_map(|it| it.due(now, by)).max()
     }
@@ -158,7 +161,12 @@ impl<T: Timed> Lane<T> {
     }
 
     fn due(&self, now: Instant, by: Instant) -> Option<Instant> {
-        let (Some(last), Some(period)) = (self.last, self.period) else { return Some(by) };
+        // A stream that never gave anything may never do; after its first frame the second may
+        // come at any time.
+        let last = self.last?;
+        let Some(period) = self.period else {
+            return (now <= last + FIRST_PERIOD_MAX).then_some(by);
+        };
         let due = last + period;
         (due <= by && now <= due + period).then_some(due.max(now))
     }
