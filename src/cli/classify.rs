@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::{self, IsTerminal as _, Write},
+    mem,
     path::{Path, PathBuf},
     sync::Arc,
     time::Instant,
@@ -194,7 +195,15 @@ impl<'a> Classifier<'a> {
         let mut source = opener.open()?;
         let mut frame = 0;
         loop {
-            match source.next()? {
+            let next = match source.next() {
+                Ok(next) => next,
+                Err(error) => {
+                    // What came before it broke is still good.
+                    self.flush()?;
+                    return Err(error.into());
+                }
+            };
+            match next {
                 Next::Idle => {}
                 Next::Eos => return self.flush(),
                 Next::Picture(decoded) => {
@@ -225,18 +234,19 @@ impl<'a> Classifier<'a> {
             return Ok(());
         }
         let start = Instant::now();
-        let batch: Vec<&[u8]> = self.pixels.iter().map(Vec::as_slice).collect();
+        // Taken before anything can fail: a later batch must not meet the rest of this one.
+        let (pixels, about) = (mem::take(&mut self.pixels), mem::take(&mut self.about));
+        let batch: Vec<&[u8]> = pixels.iter().map(Vec::as_slice).collect();
         let logits = self.loaded.engine.forward(&batch)?;
         tracing::debug!(pictures = batch.len(), took = ?start.elapsed(), "batch");
         let mut out = io::stdout().lock();
-        for (about, logits) in self.about.drain(..).zip(logits) {
+        for (about, logits) in about.into_iter().zip(logits) {
             let best = top(&logits, usize::from(self.args.top))?;
             match self.args.format {
                 Format::Table => table(&mut out, &about, &best, &self.loaded)?,
                 Format::Ndjson => ndjson(&mut out, &about, &best, &self.loaded)?,
             }
         }
-        self.pixels.clear();
         Ok(out.flush()?)
     }
 }

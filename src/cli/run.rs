@@ -46,6 +46,9 @@ pub fn run(args: &Args, config: Option<&Path>) -> anyhow::Result<()> {
         (reread()?, Some(Box::new(move || Ok(reread()?.plan))))
     } else {
         let password = args.password_file.as_deref().map(password).transpose()?;
+        // The default checkpoint need not be there if another is named.
+        let files = args.weights.is_none();
+        let options = config::Options { files, ..options };
         let loaded = Plan::from_urls(&args.urls, password.as_ref(), Path::new(""), &options);
         let mut loaded = loaded.map_err(wrong)?;
         if let Some(weights) = &args.weights {

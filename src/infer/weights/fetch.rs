@@ -71,7 +71,7 @@ pub enum FetchError {
     /// Other bytes than the published ones.
     #[error(
         "{from} is not the published checkpoint: {length} bytes with git blob id {found} instead \
-         of {expected}; a file of yours is imported by `weights import` with a name"
+         of {expected}; a file of yours is imported with `weights import --name NAME`"
     )]
     WrongBytes {
         /// The address or file.
