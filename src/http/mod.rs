@@ -49,6 +49,8 @@ const CONNECTION_AGE_MAX: Duration = Duration::from_secs(60);
 const LINGER: Duration = Duration::from_secs(10);
 /// The same for a connection that makes room for another.
 const PUSHED_OUT_LINGER: Duration = Duration::from_secs(1);
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 4096;
 /// The pause after a failed accept: descriptors may be used up, and looking again at once would
 /// only burn the processor.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -161,6 +163,9 @@ fn bind(listen: SocketAddr) -> anyhow::Result<StdListener> {
         }
         Err(error) => return Err(error).with_context(|| format!("binding http.listen {listen}")),
     };
+    // The standard library asks for 128 places; a client that finds them all taken by a flood tries
+    // again only after a second.
+    rustix::net::listen(&listener, BACKLOG).context("preparing the HTTP server's socket")?;
     listener.set_nonblocking(true).context("preparing the HTTP server's socket")?;
     Ok(listener)
 }

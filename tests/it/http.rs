@@ -416,7 +416,7 @@ fn who_sends_a_header_byte_by_byte_is_cut_off_while_others_are_served() {
     while matches!(slow.read(&mut [0]), Err(it) if it.kind() == ErrorKind::WouldBlock) {
         let asked = Instant::now();
         assert_eq!(get(&server, "/metrics").0, 200);
-        assert!(asked.elapsed() < Duration::from_secs(1));
+        assert!(asked.elapsed() < IN_TIME);
         served += 1;
         if slow.write_all(b"a").is_err() {
             break;
@@ -432,6 +432,10 @@ fn who_sends_a_header_byte_by_byte_is_cut_off_while_others_are_served() {
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer:?}");
     assert!(start.elapsed() < HEADER_TIMEOUT * 2, "{:?}", start.elapsed());
 }
+
+/// An answer to a scrape; alone on the machine it takes milliseconds, but the other tests run
+/// models beside it.
+const IN_TIME: Duration = Duration::from_secs(5);
 
 /// Lets this process have twice as many connections open as the server accepts.
 fn allow_descriptors() {
@@ -452,14 +456,14 @@ fn a_flood_of_connections_pushes_out_itself_and_a_scrape_gets_in() {
         if i % 256 == 255 {
             let asked = Instant::now();
             assert_eq!(get(&server, "/metrics").0, 200, "after {i} connections");
-            assert!(asked.elapsed() < Duration::from_secs(1));
+            assert!(asked.elapsed() < IN_TIME);
         }
     }
     let asked = Instant::now();
     assert_eq!(get(&server, "/livez").0, 200);
     // What is neither metrics nor health must not take the last places.
     assert_eq!(get(&server, "/nothing").0, 503);
-    assert!(asked.elapsed() < Duration::from_secs(1));
+    assert!(asked.elapsed() < IN_TIME);
     let open = value(&metrics, "ghostwatch_http_clients{kind=\"idle\"}").unwrap();
     assert!(open <= CONNECTIONS_MAX as f64, "{open}");
     for stream in &mut flood[..MORE] {
