@@ -125,7 +125,7 @@ pub fn run(plan: Plan, options: Options) -> anyhow::Result<()> {
     let _http = serve(&plan, &observer)?;
     let sinks = Sinks::start(&plan, &options, &journal)?;
     let pipeline = start_pipeline(&plan, loaded, journal, &observer)?;
-    observer.queues(pipeline.queues());
+    observer.pipeline(&pipeline);
     let notify = systemd::Notifier::from_env()?;
     let streams = BTreeMap::new();
     let (removed, waiting) = (Vec::new(), BTreeMap::new());
@@ -169,7 +169,12 @@ fn load_model(plan: &Plan, gpu: &GpuStatus) -> anyhow::Result<Loaded> {
         plan::Precision::Bf16 => Precision::Bf16,
         plan::Precision::Fp16 => Precision::Fp16,
     });
-    let wanted = Wanted { device, precision, max_batch: plan.batch.max_size };
+    let wanted = Wanted {
+        device,
+        precision,
+        max_batch: plan.batch.max_size,
+        buckets: plan.batch.buckets.clone(),
+    };
     let model = &plan.model;
     let choice = Choice {
         weights: model.weights.clone(),
@@ -188,7 +193,7 @@ fn load_model(plan: &Plan, gpu: &GpuStatus) -> anyhow::Result<Loaded> {
         precision = loaded.engine.precision().name(),
         error = loaded.agreement.max_error,
         "the golden self-test agrees with {}",
-        loaded.reference.by
+        loaded.golden.reference.by
     );
     if loaded.demonstration {
         tracing::warn!(
@@ -222,15 +227,16 @@ fn start_pipeline(
         models.push(Box::new(lane));
     }
     models.push(Box::new(loaded.engine));
-    let publisher = Publisher::new(journal, context, observer.clone());
+    let publisher = Publisher::new(journal, context, plan.journal.commit_every, observer.clone());
     Pipeline::start(Parts {
-        geometry: loaded.geometry,
+        geometry: loaded.golden.geometry,
         models,
+        golden: Some(Arc::new(loaded.golden)),
         preprocess_workers: cores,
         batching: Batching { max_size: plan.batch.max_size, max_wait: plan.batch.max_wait },
         top: 5,
         watch: observer.clone(),
-        publish: Box::new(|input| publisher.run(input)),
+        publish: Box::new(|input, pulse| publisher.run(input, pulse)),
     })
 }
 

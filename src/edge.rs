@@ -14,6 +14,8 @@ use std::{
 
 use crossbeam_channel as channel;
 
+use crate::pulse::TURN;
+
 /// Counts of one edge. The depth is `sent - received - replaced`.
 #[derive(Debug, Default)]
 pub struct Counts {
@@ -199,6 +201,19 @@ impl<T> Receiver<T> {
         let item = self.queue.recv().ok()?;
         self.counts.received.fetch_add(1, Relaxed);
         Some(item)
+    }
+
+    /// Waits for the next item as [`Receiver::recv`] does, and calls `turn` at once and whenever
+    /// it has waited for a [`TURN`].
+    pub fn recv_turning(&self, mut turn: impl FnMut()) -> Option<T> {
+        loop {
+            turn();
+            match self.recv_deadline(Instant::now() + TURN) {
+                Ok(item) => return Some(item),
+                Err(channel::RecvTimeoutError::Timeout) => {}
+                Err(channel::RecvTimeoutError::Disconnected) => return None,
+            }
+        }
     }
 
     /// Takes the next item if there is one now.

@@ -8,6 +8,7 @@ use crate::{
     infer::batch::Ticket,
     ledger::dropped,
     postprocess::{Ranked, top},
+    pulse::Pulse,
     stage::{Reason, StageName},
 };
 
@@ -32,9 +33,11 @@ pub fn run(
     k: usize,
     tickets: Receiver<Ticket>,
     output: Sender<Item<Labelled>>,
+    pulse: &Pulse,
 ) -> anyhow::Result<()> {
-    while let Some(ticket) = tickets.recv() {
-        let Some(items) = ticket.recv() else {
+    while let Some(ticket) = tickets.recv_turning(|| pulse.beat()) {
+        // A lane that hangs is seen by its own pulse.
+        let Some(items) = ticket.recv_turning(|| pulse.beat()) else {
             anyhow::bail!("a lane ended without an answer");
         };
         for item in items {

@@ -3,6 +3,7 @@
 // In reading order: what flows, how it flows, then the stages one by one, then what runs them.
 pub mod frame;
 pub mod ledger;
+pub mod pulse;
 pub mod stage;
 
 pub mod edge;

@@ -2,44 +2,46 @@
 
 use std::{
     sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::{Duration, Instant, SystemTime},
 };
 
 use crate::{
     config::plan::StreamPlan,
-    edge::Counts,
     frame::{Meta, StateChange},
     http::{Check, Health, State},
     infer::{
         batch::{self, CloseReason},
         device::GpuStatus,
         load::Loaded,
+        selftest::Agreement,
     },
     journal::writer::Stats,
     ledger::Stream,
     metrics::{BuildInfo, GpuTrouble, InferenceError, JournalLoss, Metrics, ModelInfo},
-    pipeline::Added,
+    pipeline::{Added, Pipeline},
     publish,
+    pulse::Pulse,
     source::gst,
-    stage::StageName,
 };
 
-/// A loop that has not turned for this long is stuck. The slowest batch takes a second or two.
+/// A loop that has not turned for this long is stuck. The slowest batch takes a second or two, and a
+/// commit has taken 58 ms at most on a disk that others used too.
 const STUCK_AFTER: Duration = Duration::from_secs(10);
 
 /// Listens to the stages.
 pub struct Observer {
     metrics: Arc<Metrics>,
-    start: Instant,
-    /// When the batcher's and the journal's loops turned last, in milliseconds since `start`.
-    turned: [AtomicU64; 2],
+    /// Of the running pipeline.
+    pulses: OnceLock<Vec<Arc<Pulse>>>,
     writable: AtomicBool,
     ready: AtomicBool,
     gpu: Option<String>,
-    selftest: String,
+    selftest: Mutex<Check>,
+    /// Whose answers the self-test compares with.
+    reference: String,
 }
 
 impl Observer {
@@ -58,6 +60,7 @@ impl Observer {
             precision: loaded.engine.precision().name(),
             device: &loaded.engine.device(),
         });
+        let by = &loaded.golden.reference.by;
         metrics.selftest(loaded.passes(), loaded.agreement.max_error);
         let gpu = match gpu {
             GpuStatus::Unusable(reason) => Some(reason.clone()),
@@ -66,15 +69,12 @@ impl Observer {
         metrics.set_gpu_trouble(gpu.as_deref().map(GpuTrouble::of));
         Arc::new(Observer {
             metrics,
-            start: Instant::now(),
-            turned: Default::default(),
+            pulses: OnceLock::new(),
             writable: AtomicBool::new(true),
             ready: AtomicBool::new(false),
             gpu,
-            selftest: format!(
-                "largest error {:.1e} against {}",
-                loaded.agreement.max_error, loaded.reference.by
-            ),
+            selftest: Mutex::new(selftest(&loaded.agreement, loaded.passes(), by)),
+            reference: by.clone(),
         })
     }
 
@@ -88,11 +88,12 @@ impl Observer {
         })
     }
 
-    /// Shows the queues after the frame edges.
-    pub fn queues(&self, queues: &[(&'static str, usize, Arc<Counts>)]) {
-        for (name, capacity, counts) in queues {
+    /// Shows the queues after the frame edges, and listens to the stages' pulses.
+    pub fn pipeline(&self, pipeline: &Pipeline) {
+        for (name, capacity, counts) in pipeline.queues() {
             self.metrics.add_edge(name, *capacity, counts.clone());
         }
+        self.pulses.set(pipeline.pulses().to_vec()).expect("there is one pipeline");
     }
 
     /// Shows a stream.
@@ -123,15 +124,9 @@ impl Observer {
         self.stuck().is_none()
     }
 
-    fn stuck(&self) -> Option<(&'static str, Duration)> {
-        let now = self.start.elapsed();
-        let idle = |it: &AtomicU64| now.saturating_sub(Duration::from_millis(it.load(Relaxed)));
-        let loops = ["batch", "journal"].into_iter().zip(&self.turned);
-        loops.map(|(name, it)| (name, idle(it))).find(|it| STUCK_AFTER < it.1)
-    }
-
-    fn turn(&self, which: usize) {
-        self.turned[which].store(self.start.elapsed().as_millis() as u64, Relaxed);
+    fn stuck(&self) -> Option<(&str, Duration)> {
+        let pulses = self.pulses.get().into_iter().flatten();
+        pulses.map(|it| (it.name(), it.still())).find(|it| STUCK_AFTER < it.1)
     }
 
     fn loops(&self) -> Check {
@@ -150,7 +145,7 @@ impl Observer {
         let ok = |it: bool| if it { Health::Ok } else { Health::Failed };
         vec![
             check("model", ok(ready), if ready { "loaded" } else { "starting or draining" }),
-            check("selftest", Health::Ok, self.selftest.clone()),
+            self.selftest.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             check("journal", ok(writable), if writable { "writable" } else { "takes no events" }),
             self.loops(),
             match &self.gpu {
@@ -163,6 +158,13 @@ impl Observer {
 
 fn check(name: &'static str, health: Health, detail: impl Into<String>) -> Check {
     Check { name, health, detail: detail.into() }
+}
+
+fn selftest(agreement: &Agreement, passed: bool, by: &str) -> Check {
+    let Agreement { max_error, same_top1, pictures } = agreement;
+    let detail =
+        format!("largest error {max_error:.1e}, {same_top1} of {pictures} labels as {by} has them");
+    check("selftest", if passed { Health::Ok } else { Health::Failed }, detail)
 }
 
 /// The name of a stream's frame edge in the metrics.
@@ -179,8 +181,15 @@ impl batch::Watch for Observer {
         self.metrics.inference_failed(InferenceError::of(error));
     }
 
-    fn turned(&self, _stage: StageName) {
-        self.turn(0);
+    fn selftest(&self, agreement: &Agreement, passed: bool) {
+        self.metrics.selftest(passed, agreement.max_error);
+        let now = selftest(agreement, passed, &self.reference);
+        if passed {
+            tracing::debug!(error = agreement.max_error, "the golden self-test agrees");
+        } else {
+            tracing::error!(detail = now.detail, "the golden self-test failed");
+        }
+        *self.selftest.lock().unwrap_or_else(PoisonError::into_inner) = now;
     }
 }
 
@@ -202,8 +211,7 @@ impl publish::Watch for Observer {
         self.metrics.stream_changed(change);
     }
 
-    fn turned(&self, writable: bool) {
+    fn writable(&self, writable: bool) {
         self.writable.store(writable, Relaxed);
-        self.turn(1);
     }
 }

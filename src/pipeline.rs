@@ -19,11 +19,13 @@ use crate::{
     frame::{Frame, Item, Skipped, StateChange},
     infer::{
         Model,
-        batch::{self, Batcher, Batching, Offer, Watch},
+        batch::{Batcher, Batching, Lane, Offer, Watch},
+        selftest::Golden,
     },
     label::{self, Labelled},
     ledger::Stream,
     preprocess::{Geometry, worker},
+    pulse::Pulse,
     source::{self, Opener, Output},
     stage::{Reason, StageName},
 };
@@ -34,6 +36,8 @@ pub struct Parts {
     pub geometry: Geometry,
     /// One for each lane; all the same network.
     pub models: Vec<Box<dyn Model>>,
+    /// What they should answer to the self-test's pictures; `None` for models without a reference.
+    pub golden: Option<Arc<Golden>>,
     /// Threads that turn pictures into inputs.
     pub preprocess_workers: usize,
     /// When a batch is closed.
@@ -43,8 +47,11 @@ pub struct Parts {
     /// Told of every batch.
     pub watch: Arc<dyn Watch>,
     /// The last stage: publishes labels until its input is closed.
-    pub publish: Box<dyn FnOnce(Receiver<Item<Labelled>>) -> anyhow::Result<()> + Send>,
+    pub publish: Publish,
 }
+
+/// The loop of the last stage.
+pub type Publish = Box<dyn FnOnce(Receiver<Item<Labelled>>, &Pulse) -> anyhow::Result<()> + Send>;
 
 /// What a source does when its frame edge is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,22 +119,27 @@ impl Pipeline {
 
         let mut threads = Threads::new();
         let (batching, watch) = (parts.batching, parts.watch.clone());
-        let batcher = Batcher { frames, jobs, batches, tickets, batching, watch };
+        let pulse = threads.pulse("batch");
+        let batcher = Batcher { frames, jobs, batches, tickets, batching, watch, pulse };
         threads.spawn("batch", move || batcher.run())?;
         for i in 0..workers {
             let (geometry, jobs, spare) = (parts.geometry, jobs_rx.clone(), spare_rx.clone());
-            threads
-                .spawn(&format!("preprocess-{i}"), move || worker::run(geometry, jobs, spare))?;
+            let name = format!("preprocess-{i}");
+            let pulse = threads.pulse(&name);
+            threads.spawn(&name, move || worker::run(geometry, jobs, spare, &pulse))?;
         }
         for (i, model) in parts.models.into_iter().enumerate() {
             let (batches, spare, watch) = (batches_rx.clone(), spare.clone(), parts.watch.clone());
-            threads
-                .spawn(&format!("infer-{i}"), move || batch::lane(model, batches, spare, watch))?;
+            let name = format!("infer-{i}");
+            let (golden, pulse) = (parts.golden.clone(), threads.pulse(&name));
+            let lane = Lane { model, golden, batches, spare, watch, pulse };
+            threads.spawn(&name, move || lane.run())?;
         }
         let top = parts.top;
-        threads.spawn("postprocess", move || label::run(top, tickets_rx, labels))?;
-        let publish = parts.publish;
-        threads.spawn("journal", move || publish(labels_rx))?;
+        let pulse = threads.pulse("postprocess");
+        threads.spawn("postprocess", move || label::run(top, tickets_rx, labels, &pulse))?;
+        let (publish, pulse) = (parts.publish, threads.pulse("journal"));
+        threads.spawn("journal", move || publish(labels_rx, &pulse))?;
         Ok(Pipeline { stop: CancellationToken::new(), joining, threads, queues })
     }
 
@@ -160,6 +172,11 @@ impl Pipeline {
     /// Every queue after the frame edges: its name, capacity and counts.
     pub fn queues(&self) -> &[(&'static str, usize, Arc<Counts>)] {
         &self.queues
+    }
+
+    /// The pulse of every stage but the sources: those may wait for a camera for hours.
+    pub fn pulses(&self) -> &[Arc<Pulse>] {
+        &self.threads.pulses
     }
 
     /// Whether the source of a stream is running.
@@ -264,6 +281,7 @@ struct Threads {
     running: Vec<String>,
     exits: channel::Receiver<Exit>,
     exits_tx: channel::Sender<Exit>,
+    pulses: Vec<Arc<Pulse>>,
 }
 
 /// More threads than a daemon with the largest allowed number of streams has.
@@ -272,13 +290,18 @@ const EXITS_MAX: usize = 4096;
 impl Threads {
     fn new() -> Threads {
         let (exits_tx, exits) = channel::bounded(EXITS_MAX);
-        Threads { running: Vec::new(), exits, exits_tx }
+        Threads { running: Vec::new(), exits, exits_tx, pulses: Vec::new() }
     }
 
     fn ended(&mut self, exit: &Exit) {
         if let Some(i) = self.running.iter().position(|it| *it == exit.stage) {
             self.running.swap_remove(i);
         }
+    }
+
+    fn pulse(&mut self, name: &str) -> Arc<Pulse> {
+        self.pulses.push(Pulse::new(name));
+        self.pulses.last().expect("it was just pushed").clone()
     }
 
     fn spawn(

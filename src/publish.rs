@@ -21,13 +21,12 @@ use crate::{
         writer::{Stats, Writer},
     },
     label::Labelled,
+    pulse::{Pulse, TURN},
     stage::{Reason, StageName},
 };
 
 /// Most events of one commit.
 const GROUP_MAX: usize = 256;
-/// Idle or not, the loop turns at least this often.
-const TURN: Duration = Duration::from_millis(500);
 /// Retention looks at the journal this often.
 const MAINTAIN_EVERY: Duration = Duration::from_secs(1);
 /// State events that wait for a journal with no space. Streams change state a few times a minute.
@@ -45,14 +44,16 @@ pub trait Watch: Send + Sync {
     fn lost(&self, events: usize);
     /// A stream's state has changed.
     fn changed(&self, change: &StateChange);
-    /// The loop has turned; `writable` is whether the last append worked.
-    fn turned(&self, writable: bool);
+    /// Whether the last append worked.
+    fn writable(&self, writable: bool);
 }
 
 /// Turns labels into committed events.
 pub struct Publisher {
     journal: Writer,
     context: Context,
+    /// No event waits longer for the next commit, however many more come.
+    commit_every: Duration,
     watch: Arc<dyn Watch>,
     /// Frames that ended since the last one published, by stream.
     carried: HashMap<String, Skipped>,
@@ -77,10 +78,16 @@ enum Entry {
 
 impl Publisher {
     /// A publisher into `journal`.
-    pub fn new(journal: Writer, context: Context, watch: Arc<dyn Watch>) -> Publisher {
+    pub fn new(
+        journal: Writer,
+        context: Context,
+        commit_every: Duration,
+        watch: Arc<dyn Watch>,
+    ) -> Publisher {
         Publisher {
             journal,
             context,
+            commit_every,
             watch,
             carried: HashMap::new(),
             states: HashMap::new(),
@@ -94,16 +101,19 @@ impl Publisher {
     ///
     /// # Errors
     /// The journal failed in a way that forbids to go on.
-    pub fn run(mut self, input: Receiver<Item<Labelled>>) -> anyhow::Result<()> {
+    pub fn run(mut self, input: Receiver<Item<Labelled>>, pulse: &Pulse) -> anyhow::Result<()> {
         self.daemon(DaemonState::Started);
         self.commit()?;
         loop {
+            pulse.beat();
             match input.recv_deadline(Instant::now() + TURN) {
                 Ok(item) => self.add(item),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }
+            let end = Instant::now() + self.commit_every;
             while self.group.len() < GROUP_MAX
+                && Instant::now() < end
                 && let Some(item) = input.try_recv()
             {
                 self.add(item);
@@ -171,7 +181,7 @@ impl Publisher {
     /// of state: those stay in the group.
     fn commit(&mut self) -> anyhow::Result<()> {
         if self.group.is_empty() {
-            self.watch.turned(self.said.is_none());
+            self.watch.writable(self.said.is_none());
             return Ok(());
         }
         let instance = &self.context.instance;
@@ -194,7 +204,7 @@ impl Publisher {
                 self.say(&error);
             }
         }
-        self.watch.turned(self.said.is_none());
+        self.watch.writable(self.said.is_none());
         Ok(())
     }
 

@@ -73,7 +73,7 @@ const BATCH: usize = 16;
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let choice =
         Choice { weights: args.weights.clone(), labels: args.labels.clone(), ..Choice::default() };
-    let wanted = Wanted { device: args.device, precision: None, max_batch: BATCH };
+    let wanted = Wanted { device: args.device, precision: None, max_batch: BATCH, buckets: None };
     let gpu = if args.device == Use::Cpu { GpuStatus::Absent } else { GpuStatus::find(None) };
     let loaded = load::load(&choice, &wanted, &gpu)?;
     if !loaded.passes() {
@@ -162,7 +162,7 @@ struct About {
 
 impl<'a> Classifier<'a> {
     fn new(args: &'a Args, loaded: Loaded) -> Classifier<'a> {
-        let preprocessor = Preprocessor::new(loaded.geometry);
+        let preprocessor = Preprocessor::new(loaded.golden.geometry);
         Classifier { args, loaded, preprocessor, pixels: Vec::new(), about: Vec::new() }
     }
 
@@ -221,7 +221,7 @@ impl<'a> Classifier<'a> {
     }
 
     fn add(&mut self, picture: &Picture, about: About) -> anyhow::Result<()> {
-        let mut pixels = vec![0; self.loaded.geometry.bytes()];
+        let mut pixels = vec![0; self.loaded.golden.geometry.bytes()];
         self.preprocessor.run(picture, &mut pixels)?;
         self.pixels.push(pixels);
         self.about.push(about);

@@ -125,7 +125,7 @@ fn finish(checkpoint: &mut Checkpoint) -> Result<(), Box<dyn std::error::Error +
 }
 
 fn cpu() -> Wanted {
-    Wanted { device: Use::Cpu, precision: Some(Precision::Fp32), max_batch: 4 }
+    Wanted { device: Use::Cpu, precision: Some(Precision::Fp32), max_batch: 4, buckets: None }
 }
 
 fn inspect(file: &Path) -> anyhow::Result<()> {
@@ -156,7 +156,7 @@ fn verify(file: &Path, labels: Option<PathBuf>) -> anyhow::Result<()> {
         file.display(),
         agreement.same_top1,
         agreement.pictures,
-        loaded.reference.by,
+        loaded.golden.reference.by,
         agreement.max_error,
         loaded.engine.allowed_error()
     );

@@ -1,6 +1,6 @@
 //! Batches frames from every stream, runs the model, and hands each answer back to its frame.
 //!
-//! Two loops: [`Batcher`] fills a batch while the device runs the one before; [`lane`] owns one
+//! Two loops: [`Batcher`] fills a batch while the device runs the one before; [`Lane`] owns one
 //! model and runs batches. Whoever waits for an answer holds a ticket, an edge of one item, so that
 //! answers come in the order of the batches whatever lane is first.
 
@@ -9,14 +9,20 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crossbeam_channel::RecvTimeoutError;
+
 use crate::{
     edge::{
         NotSent, Receiver, Sender, edge,
         merge::{Merge, Timed},
     },
     frame::{Frame, Input, Item, Scores, StateChange},
-    infer::Model,
+    infer::{
+        Model,
+        selftest::{Agreement, Golden},
+    },
     ledger::dropped,
+    pulse::{Pulse, TURN},
     stage::{Reason, StageName},
 };
 
@@ -64,8 +70,8 @@ pub trait Watch: Send + Sync {
     fn batch(&self, size: usize, reason: CloseReason);
     /// The model failed.
     fn failed(&self, error: &anyhow::Error);
-    /// A loop has turned; idle or not, each does at least once a second.
-    fn turned(&self, stage: StageName);
+    /// A lane with nothing to do has repeated the golden self-test.
+    fn selftest(&self, agreement: &Agreement, passed: bool);
 }
 
 /// What a source puts on its frame edge: at most one frame, and what happened before it.
@@ -110,9 +116,6 @@ enum Entry {
     State(Box<StateChange>),
 }
 
-/// Idle or not, the loop turns at least this often.
-const TURN: Duration = Duration::from_millis(500);
-
 /// The batcher's ends: from the streams, to the preprocess workers, lanes and postprocess.
 pub struct Batcher {
     /// All streams.
@@ -127,6 +130,8 @@ pub struct Batcher {
     pub batching: Batching,
     /// Told of every batch.
     pub watch: Arc<dyn Watch>,
+    /// The loop's.
+    pub pulse: Arc<Pulse>,
 }
 
 impl Batcher {
@@ -137,7 +142,7 @@ impl Batcher {
     pub fn run(mut self) -> anyhow::Result<()> {
         let mut batch = self.next();
         loop {
-            self.watch.turned(StageName::Queue);
+            self.pulse.beat();
             while batch.frames < self.batching.max_size {
                 let Some(offer) = self.frames.take() else { break };
                 if self.add(&mut batch, offer).is_err() {
@@ -226,28 +231,76 @@ impl Batcher {
     }
 }
 
-/// Runs batches on one model until the batcher is gone.
-///
-/// # Errors
-/// Whatever [`Model::forward`] failed with. The daemon cannot go on without its model.
-pub fn lane(
-    mut model: Box<dyn Model>,
-    batches: Receiver<(Batch, Sender<Vec<Item<Scores>>>)>,
-    spare: Sender<Box<[u8]>>,
-    watch: Arc<dyn Watch>,
-) -> anyhow::Result<()> {
-    while let Some((batch, reply)) = batches.recv() {
+/// A lane with nothing to do repeats the golden self-test this often.
+const SELFTEST_EVERY: Duration = Duration::from_secs(300);
+
+/// Batches on their way to the lanes, each with the ticket's other end.
+pub type Batches = Receiver<(Batch, Sender<Vec<Item<Scores>>>)>;
+
+/// One thread's model, and its ends: from the batcher, to whoever holds the tickets.
+pub struct Lane {
+    /// The model.
+    pub model: Box<dyn Model>,
+    /// What it should answer; `None` for a model without a reference.
+    pub golden: Option<Arc<Golden>>,
+    /// From the batcher.
+    pub batches: Batches,
+    /// Back to the preprocess workers.
+    pub spare: Sender<Box<[u8]>>,
+    /// Told of failures.
+    pub watch: Arc<dyn Watch>,
+    /// The loop's.
+    pub pulse: Arc<Pulse>,
+}
+
+impl Lane {
+    /// Runs batches until the batcher is gone.
+    ///
+    /// # Errors
+    /// Whatever [`Model::forward`] failed with. The daemon cannot go on without its model.
+    pub fn run(mut self) -> anyhow::Result<()> {
+        self.model.warm_up()?;
+        let mut tested = Instant::now();
+        while let Some((batch, reply)) = self.next(&mut tested)? {
+            self.batch(batch, &reply)?;
+        }
+        Ok(())
+    }
+
+    /// The next batch. While there is none, what the device computes is looked at now and then.
+    fn next(
+        &mut self,
+        tested: &mut Instant,
+    ) -> anyhow::Result<Option<(Batch, Sender<Vec<Item<Scores>>>)>> {
+        loop {
+            self.pulse.beat();
+            match self.batches.recv_deadline(Instant::now() + TURN) {
+                Ok(it) => return Ok(Some(it)),
+                Err(RecvTimeoutError::Disconnected) => return Ok(None),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            if SELFTEST_EVERY <= tested.elapsed()
+                && let Some(golden) = &self.golden
+            {
+                let agreement = golden.run(self.model.as_mut())?;
+                self.watch.selftest(&agreement, golden.passes(&agreement));
+                *tested = Instant::now();
+            }
+        }
+    }
+
+    fn batch(&mut self, batch: Batch, reply: &Sender<Vec<Item<Scores>>>) -> anyhow::Result<()> {
         let mut items: Vec<_> = batch.entries.into_iter().map(Entry::wait).collect();
         let started = Instant::now();
         let answer = {
             let pixels: Vec<&[u8]> = items.iter().filter_map(pixels).collect();
-            if pixels.is_empty() { Ok(Vec::new()) } else { model.forward(&pixels) }
+            if pixels.is_empty() { Ok(Vec::new()) } else { self.model.forward(&pixels) }
         };
         let times = (started, Instant::now());
         let (logits, failed) = match answer {
             Ok(logits) => (logits, None),
             Err(error) => {
-                watch.failed(&error);
+                self.watch.failed(&error);
                 (Vec::new(), Some(error))
             }
         };
@@ -258,16 +311,13 @@ pub fn lane(
             .map(|it| match it {
                 Item::State(change) => Item::State(change),
                 Item::Dropped(meta, reason) => Item::Dropped(meta, reason),
-                Item::Frame(input) => score(input, logits.next(), times, (size, &spare)),
+                Item::Frame(input) => score(input, logits.next(), times, (size, &self.spare)),
             })
             .collect();
         // Postprocess being gone is its own report; the batcher will see it too.
         drop(reply.send(scores));
-        if let Some(error) = failed {
-            return Err(error.context("the model failed"));
-        }
+        failed.map_or(Ok(()), |it| Err(it.context("the model failed")))
     }
-    Ok(())
 }
 
 fn pixels(item: &Item<Input>) -> Option<&[u8]> {

@@ -98,6 +98,8 @@ pub struct Engine {
     note: Option<String>,
     side: usize,
     max_batch: usize,
+    /// The sizes to which batches are padded, in increasing order; the last is `max_batch`.
+    buckets: Vec<usize>,
     normal: Normal,
     /// `[max_batch, side, side, 3]` on the CPU: f32, normalised, for the CPU; u8 for a GPU.
     input: Tensor,
@@ -113,7 +115,8 @@ impl Engine {
         ensure!(0 < wanted.max_batch, "the largest batch is 0, it must be at least 1");
         one_thread();
         let device = choose(wanted.device, gpu)?;
-        let build = |device, precision| Engine::build(network, device, precision, wanted.max_batch);
+        let buckets = wanted.buckets.clone().unwrap_or_else(|| powers(wanted.max_batch));
+        let build = |device, precision| Engine::build(network, device, precision, &buckets);
         let mut engine = match (device, wanted.precision) {
             (_, Some(Precision::Fp32)) | (Device::Cpu, None) => build(device, Precision::Fp32)?,
             (Device::Cpu, Some(Precision::Fp16)) => {
@@ -122,7 +125,7 @@ impl Engine {
             (_, preferred) => {
                 let precision = preferred.unwrap_or(Precision::Fp16);
                 // Small: it sees the self-test's pictures once and goes.
-                let mut exact = Engine::build(network, Device::Cpu, Precision::Fp32, 1)?;
+                let mut exact = Engine::build(network, Device::Cpu, Precision::Fp32, &[1])?;
                 let mut lower = build(device, precision)?;
                 match (disagreement(&mut exact, &mut lower)?, preferred) {
                     (None, _) => Engine { note: emulated(device, precision), ..lower },
@@ -141,9 +144,10 @@ impl Engine {
         network: &Network,
         device: Device,
         precision: Precision,
-        max_batch: usize,
+        buckets: &[usize],
     ) -> anyhow::Result<Engine> {
         let _guard = tch::no_grad_guard();
+        let max_batch = *buckets.last().expect("there is a largest batch");
         let input = input(device, max_batch, network.side)?;
         Ok(Engine {
             network: GhostNet::new(network.tensors, &network.config, device, kind(precision))?,
@@ -152,6 +156,7 @@ impl Engine {
             note: None,
             side: network.side,
             max_batch,
+            buckets: buckets.to_vec(),
             normal: Normal::new(network.mean, network.std),
             input,
         })
@@ -169,23 +174,10 @@ impl Engine {
             note: self.note.clone(),
             side: self.side,
             max_batch: self.max_batch,
+            buckets: self.buckets.clone(),
             normal: self.normal.clone(),
             input: input(self.device, self.max_batch, self.side)?,
         })
-    }
-
-    /// Runs every batch size once, so that no frame waits for the kernels of a new shape, and no
-    /// memory grows later. Each lane calls it on its own thread.
-    ///
-    /// # Errors
-    /// The device failed.
-    pub fn warm_up(&mut self) -> anyhow::Result<()> {
-        for size in buckets(self.max_batch) {
-            let picture = vec![0; self.side * self.side * 3];
-            self.forward(&vec![picture.as_slice(); size])
-                .with_context(|| format!("warm-up with a batch of {size}"))?;
-        }
-        Ok(())
     }
 
     /// The device's name: `cpu`, `cuda:0`.
@@ -221,7 +213,8 @@ impl Engine {
 
     /// One batch of at most `max_batch`.
     fn forward_one(&mut self, batch: &[&[u8]]) -> anyhow::Result<Vec<Vec<f32>>> {
-        let size = bucket(batch.len(), self.max_batch);
+        let fits = self.buckets.iter().find(|it| batch.len() <= **it);
+        let size = *fits.expect("a part is at most the largest batch");
         self.fill(batch);
         let run = || {
             let rows = self.input.f_narrow(0, 0, size as i64)?;
@@ -279,6 +272,18 @@ impl Model for Engine {
             all.extend(self.forward_one(part)?);
         }
         Ok(all)
+    }
+
+    /// Runs every batch size once, so that no frame waits for the kernels of a new shape, and no
+    /// memory grows later.
+    fn warm_up(&mut self) -> anyhow::Result<()> {
+        // The largest first: it claims the memory that the others then fit into.
+        for size in self.buckets.clone().into_iter().rev() {
+            let picture = vec![0; self.side * self.side * 3];
+            self.forward(&vec![picture.as_slice(); size])
+                .with_context(|| format!("warm-up with a batch of {size}"))?;
+        }
+        Ok(())
     }
 }
 
@@ -361,17 +366,10 @@ fn kind(precision: Precision) -> Kind {
     }
 }
 
-/// The size that a batch is padded to.
-fn bucket(count: usize, max: usize) -> usize {
-    count.next_power_of_two().min(max)
-}
-
-/// All sizes that batches are padded to, largest first: the largest claims the memory that the
-/// others then fit into.
-fn buckets(max: usize) -> Vec<usize> {
-    let mut all: Vec<usize> = (1..=max).map(|it| bucket(it, max)).collect();
+/// Powers of two up to the largest batch, and that.
+fn powers(max: usize) -> Vec<usize> {
+    let mut all: Vec<usize> = (1..=max).map(|it| it.next_power_of_two().min(max)).collect();
     all.dedup();
-    all.reverse();
     all
 }
 
@@ -430,10 +428,9 @@ mod tests {
 
     #[test]
     fn batches_are_padded_to_powers_of_two_and_the_largest_size() {
-        assert_eq!(buckets(32), [32, 16, 8, 4, 2, 1]);
-        assert_eq!(buckets(12), [12, 8, 4, 2, 1]);
-        assert_eq!(buckets(1), [1]);
-        assert_eq!([1, 3, 8, 9, 12].map(|it| bucket(it, 12)), [1, 4, 8, 12, 12]);
+        assert_eq!(powers(32), [1, 2, 4, 8, 16, 32]);
+        assert_eq!(powers(12), [1, 2, 4, 8, 12]);
+        assert_eq!(powers(1), [1]);
     }
 
     #[test]

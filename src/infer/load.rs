@@ -9,7 +9,7 @@ use crate::{
     infer::{
         device::{Engine, GpuStatus, Network},
         ghostnet::{self, Config},
-        selftest::{self, Agreement, Reference},
+        selftest::{Agreement, Golden, Reference},
         wanted::Wanted,
         weights::{
             self, Checkpoint,
@@ -41,8 +41,8 @@ pub struct Choice {
 pub struct Loaded {
     /// The network on its device; further lanes come from it.
     pub engine: Engine,
-    /// How a picture becomes its input.
-    pub geometry: Geometry,
+    /// How a picture becomes its input, and what it should answer.
+    pub golden: Golden,
     /// The names of its classes.
     pub labels: Labels,
     /// Names the list of labels.
@@ -55,8 +55,6 @@ pub struct Loaded {
     pub demonstration: bool,
     /// How its answers compare with the reference.
     pub agreement: Agreement,
-    /// What it is compared with.
-    pub reference: Reference,
 }
 
 /// The label file that ships with ghostwatch; looked for beside the checkpoint.
@@ -119,10 +117,10 @@ pub fn load(choice: &Choice, wanted: &Wanted, gpu: &GpuStatus) -> anyhow::Result
         // rounds of the self-test then find a device that has gone wrong.
         None => Reference::of(&mut engine, metadata.input)?,
     };
-    let agreement = selftest::run(&mut engine, metadata.input, &reference)
-        .context("the golden self-test could not run")?;
+    let golden = Golden { geometry, reference, allowed_error: engine.allowed_error() };
+    let agreement = golden.run(&mut engine).context("the golden self-test could not run")?;
     Ok(Loaded {
-        geometry,
+        golden,
         engine,
         labels,
         label_set,
@@ -130,7 +128,6 @@ pub fn load(choice: &Choice, wanted: &Wanted, gpu: &GpuStatus) -> anyhow::Result
         model: ARCH.to_owned(),
         demonstration: metadata.provenance.contains_key("trained_on"),
         agreement,
-        reference,
     })
 }
 
@@ -150,6 +147,6 @@ fn overridden(mut metadata: Metadata, choice: &Choice) -> Metadata {
 impl Loaded {
     /// Whether the answers agree with the reference well enough for the precision.
     pub fn passes(&self) -> bool {
-        self.agreement.top1() && self.agreement.max_error <= self.engine.allowed_error()
+        self.golden.passes(&self.agreement)
     }
 }

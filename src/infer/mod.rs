@@ -20,4 +20,13 @@ pub trait Model: Send {
     /// # Errors
     /// The device failed; the daemon cannot go on.
     fn forward(&mut self, batch: &[&[u8]]) -> anyhow::Result<Vec<Vec<f32>>>;
+
+    /// Does once, on the thread that will call [`Model::forward`], what would make a first call
+    /// slow.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn warm_up(&mut self) -> anyhow::Result<()> {
+        Ok(())
+    }
 }

@@ -7,7 +7,11 @@
 use anyhow::{Context, ensure};
 use serde::{Deserialize, Serialize};
 
-use crate::infer::Model;
+use crate::{
+    frame::{Colour, Layout, Matrix, Picture, Planes, Siting},
+    infer::Model,
+    preprocess::{Geometry, Preprocessor, centre},
+};
 
 /// The name of the set that [`pictures`] makes. A new set gets a new name.
 pub const PICTURES: &str = "selftest-v1";
@@ -76,12 +80,77 @@ impl Agreement {
     }
 }
 
-/// Puts the pictures through the model and compares its answers.
-///
-/// # Errors
-/// The model failed, or answers with another number of classes.
-pub fn run(model: &mut dyn Model, side: usize, want: &Reference) -> anyhow::Result<Agreement> {
-    compare(&answers(model, side)?, &want.logits)
+/// What a network should answer, and to what: the self-test as it is run at start and, on a lane
+/// with nothing to do, again and again.
+#[derive(Clone, Debug)]
+pub struct Golden {
+    /// How a picture becomes the network's input.
+    pub geometry: Geometry,
+    /// The answers.
+    pub reference: Reference,
+    /// The largest error that is still good.
+    pub allowed_error: f64,
+}
+
+impl Golden {
+    /// Puts the pictures through preprocess and the model, and compares its answers.
+    ///
+    /// # Errors
+    /// Preprocess refuses or changes a picture, the model failed, or it answers with another number
+    /// of classes.
+    pub fn run(&self, model: &mut dyn Model) -> anyhow::Result<Agreement> {
+        let Geometry { resize, crop } = self.geometry;
+        let mut preprocessor = Preprocessor::new(self.geometry);
+        let mut inputs = Vec::new();
+        for picture in pictures(crop) {
+            let mut input = vec![0; self.geometry.bytes()];
+            // The resize of a picture that has the size already changes nothing, so the reference
+            // holds for the crop out of its middle.
+            let framed = framed(&picture, crop, resize);
+            let done = preprocessor.run(&framed, &mut input);
+            done.map_err(|it| anyhow::anyhow!("preprocess refuses a self-test picture: {it}"))?;
+            ensure!(input == picture, "preprocess changes a self-test picture");
+            inputs.push(input);
+        }
+        let batch: Vec<&[u8]> = inputs.iter().map(Vec::as_slice).collect();
+        compare(&model.forward(&batch).context("self-test")?, &self.reference.logits)
+    }
+
+    /// Whether the answers are good enough for the precision.
+    pub fn passes(&self, agreement: &Agreement) -> bool {
+        agreement.top1() && agreement.max_error <= self.allowed_error
+    }
+}
+
+/// A picture in the middle of a larger, white one.
+fn framed(picture: &[u8], side: usize, size: usize) -> Picture {
+    let first = centre(size, side);
+    let mut bytes = vec![255; size * size * 3];
+    for (row, from) in picture.chunks_exact(side * 3).enumerate() {
+        let at = ((first + row) * size + first) * 3;
+        bytes[at..at + side * 3].copy_from_slice(from);
+    }
+    Picture {
+        layout: Layout::Rgb,
+        colour: Colour {
+            matrix: Matrix::Bt601,
+            full_range: true,
+            siting_x: Siting::Centre,
+            siting_y: Siting::Centre,
+        },
+        width: size,
+        height: size,
+        strides: [size * 3, 0, 0],
+        planes: Box::new(Rows(bytes)),
+    }
+}
+
+struct Rows(Vec<u8>);
+
+impl Planes for Rows {
+    fn plane(&self, _index: usize) -> &[u8] {
+        &self.0
+    }
 }
 
 /// The model's logits for the pictures.
@@ -194,9 +263,13 @@ mod tests {
         let reference = Reference::of(&mut model, 8).unwrap();
         let again = Reference::parse(&reference.to_json()).unwrap();
         assert_eq!(again, reference);
-        let agreement = run(&mut model, 8, &again).unwrap();
-        assert_eq!(agreement, Agreement { max_error: 0.0, same_top1: 3, pictures: 3 });
-        assert!(agreement.top1());
+        for geometry in [(8, 8), (9, 8), (256, 224)] {
+            let geometry = Geometry { resize: geometry.0, crop: geometry.1 };
+            let golden = Golden { geometry, reference: again.clone(), allowed_error: 0.0 };
+            let agreement = golden.run(&mut model).unwrap();
+            assert_eq!(agreement, Agreement { max_error: 0.0, same_top1: 3, pictures: 3 });
+            assert!(golden.passes(&agreement));
+        }
     }
 
     #[test]

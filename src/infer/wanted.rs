@@ -68,7 +68,7 @@ impl fmt::Display for Precision {
 }
 
 /// What the user wants of the device.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Wanted {
     /// Where.
     pub device: Use,
@@ -76,6 +76,9 @@ pub struct Wanted {
     pub precision: Option<Precision>,
     /// The largest batch, from 1.
     pub max_batch: usize,
+    /// The sizes to which batches are padded, in increasing order, the last being `max_batch`;
+    /// `None`: powers of two.
+    pub buckets: Option<Vec<usize>>,
 }
 
 #[cfg(test)]

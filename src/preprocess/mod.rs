@@ -72,7 +72,7 @@ impl Geometry {
 
 /// Where a centre crop begins: half of what is left over, halves to the even neighbour, as
 /// Python's `round` has it.
-fn centre(size: usize, crop: usize) -> usize {
+pub(crate) fn centre(size: usize, crop: usize) -> usize {
     let rest = size - crop;
     let half = rest / 2;
     if rest % 2 == 1 && half % 2 == 1 { half + 1 } else { half }

@@ -8,6 +8,7 @@ use crate::{
     infer::batch::Job,
     ledger::dropped,
     preprocess::{Geometry, Preprocessor},
+    pulse::Pulse,
     stage::{Reason, StageName},
 };
 
@@ -20,10 +21,12 @@ pub fn run(
     geometry: Geometry,
     jobs: Receiver<Job>,
     spare: Receiver<Box<[u8]>>,
+    pulse: &Pulse,
 ) -> anyhow::Result<()> {
     let bytes = geometry.crop * geometry.crop * 3;
     let mut preprocessor = Preprocessor::new(geometry);
-    while let Some(Job { frame: Frame { mut meta, picture }, reply }) = jobs.recv() {
+    while let Some(Job { frame, reply }) = jobs.recv_turning(|| pulse.beat()) {
+        let Frame { mut meta, picture } = frame;
         let mut pixels = spare.try_recv().unwrap_or_else(|| vec![0; bytes].into_boxed_slice());
         let result = preprocessor.run(&picture, &mut pixels);
         // The decoder gets its buffer back before the batch runs.

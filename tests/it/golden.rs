@@ -177,7 +177,7 @@ fn engine(precision: Option<Precision>, max_batch: usize) -> anyhow::Result<Engi
     let tensors = weights(&config);
     let network =
         Network { config, tensors: &tensors, side: 64, mean: [0.5, 0.45, 0.4], std: [0.2; 3] };
-    let wanted = Wanted { device: Use::Cpu, precision, max_batch };
+    let wanted = Wanted { device: Use::Cpu, precision, max_batch, buckets: None };
     Engine::start(&network, &wanted, &GpuStatus::Absent)
 }
 

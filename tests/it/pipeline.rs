@@ -11,6 +11,7 @@ use ghostwatch::{
         batch::{Batching, CloseReason},
     },
     pipeline::WhenFull,
+    pulse::TURN,
 };
 
 use crate::support::{BATCHING, Collect, Grey, Mean, add, start, wait_until, within};
@@ -86,4 +87,37 @@ fn many_streams_fill_a_batch_while_the_device_is_busy() {
     let batches = watch.0.lock().unwrap();
     let mean = batches.iter().map(|it| it.0).sum::<usize>() as f64 / batches.len() as f64;
     assert!(4.0 <= mean, "mean batch {mean}: {batches:?}");
+}
+
+/// A model that hangs until it is let go.
+struct Hanging(crossbeam_channel::Receiver<()>);
+
+impl Model for Hanging {
+    fn forward(&mut self, batch: &[&[u8]]) -> anyhow::Result<Vec<Vec<f32>>> {
+        self.0.recv().unwrap_err();
+        Ok(vec![vec![0.0, 1.0]; batch.len()])
+    }
+}
+
+#[test]
+fn a_lane_that_hangs_is_told_from_those_that_wait_for_it() {
+    let (go, held) = crossbeam_channel::bounded::<()>(0);
+    let sink = Collect::default();
+    let (mut p, _) = start(vec![Box::new(Hanging(held))], &sink, BATCHING);
+    // Idle loops turn too.
+    let still = |p: &ghostwatch::pipeline::Pipeline, over: Duration| -> Vec<String> {
+        // The last stage is the test's own, without a pulse.
+        let stages = p.pulses().iter().filter(|it| it.name() != "journal");
+        let still = stages.filter(|it| over < it.still());
+        still.map(|it| it.name().to_owned()).collect()
+    };
+    let names: Vec<_> = p.pulses().iter().map(|it| it.name().to_owned()).collect();
+    assert_eq!(names, ["batch", "preprocess-0", "infer-0", "postprocess", "journal"]);
+    wait_until("some turns", || Duration::from_millis(1200) < p.pulses()[0].age());
+    assert_eq!(still(&p, 2 * TURN), Vec::<String>::new());
+    add(&mut p, "a", Grey::camera(Duration::from_millis(5)), WhenFull::Latest);
+    wait_until("the lane stands still", || still(&p, 4 * TURN) == ["infer-0"]);
+    drop(go);
+    wait_until("it turns again", || still(&p, 2 * TURN).is_empty());
+    p.stop(within(2000)).unwrap();
 }

@@ -15,13 +15,13 @@ use ghostwatch::{
     infer::{
         Model,
         batch::{Batching, CloseReason, Watch},
+        selftest::Agreement,
     },
     label::Labelled,
     ledger::Stream,
     pipeline::{Parts, Pipeline, WhenFull},
     preprocess::Geometry,
     source::{Decoded, Next, Opener, Settings, Source, SourceError},
-    stage::StageName,
 };
 
 /// The size of the fakes' pictures and model inputs.
@@ -211,7 +211,7 @@ impl Watch for Batches {
 
     fn failed(&self, _error: &anyhow::Error) {}
 
-    fn turned(&self, _stage: StageName) {}
+    fn selftest(&self, _agreement: &Agreement, _passed: bool) {}
 }
 
 pub(crate) const BATCHING: Batching = Batching { max_size: 4, max_wait: Duration::from_millis(5) };
@@ -227,11 +227,12 @@ pub(crate) fn start(
     let parts = Parts {
         geometry: Geometry { resize: SIDE, crop: SIDE },
         models,
+        golden: None,
         preprocess_workers: 1,
         batching,
         top: 2,
         watch: watch.clone(),
-        publish: Box::new(|input| sink.run(input)),
+        publish: Box::new(|input, _pulse| sink.run(input)),
     };
     (Pipeline::start(parts).unwrap(), watch)
 }

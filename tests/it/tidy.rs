@@ -7,7 +7,7 @@ use std::{
 
 /// A name, and the only files or folders under `src/` whose code may say it.
 const ONLY: &[(&str, &[&str])] = &[
-    ("crossbeam_channel", &["edge.rs", "edge/", "pipeline.rs", "publish.rs"]),
+    ("crossbeam_channel", &["edge.rs", "edge/", "infer/batch.rs", "pipeline.rs", "publish.rs"]),
     ("tch::", &["infer/device.rs", "infer/ghostnet.rs"]),
     ("use gstreamer", &["source/gst/"]),
     ("rusqlite", &["journal/"]),
@@ -22,6 +22,8 @@ const ONLY: &[(&str, &[&str])] = &[
     (
         "Instant::now",
         &[
+            "pulse.rs",
+            "edge.rs",
             "source/",
             "infer/",
             "preprocess/worker.rs",
