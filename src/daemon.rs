@@ -18,7 +18,7 @@ use crate::{
     cli::{Exit, code, text::Clock},
     config::{
         diff,
-        plan::{self, Plan, SinkKind, StreamPlan},
+        plan::{Plan, SinkKind, StreamPlan},
     },
     event::Context,
     http,
@@ -27,13 +27,13 @@ use crate::{
         batch::Batching,
         device::{Engine, GpuStatus},
         load::{self, Choice, Loaded},
-        wanted::{Precision, Use, Wanted},
+        wanted::{Use, Wanted},
     },
-    journal::{JournalError, Retain, read::Reader, writer::Writer},
+    journal::{JournalError, read::Reader, writer::Writer},
     ledger::Stream,
     log,
     observe::Observer,
-    pipeline::{Added, Parts, Pipeline, WhenFull},
+    pipeline::{Added, Parts, Pipeline},
     publish::Publisher,
     sink::{self, Target, file::Rotation},
     source::{self, Spec, gst::GstOpener},
@@ -117,7 +117,7 @@ pub fn run(plan: Plan, options: Options) -> anyhow::Result<()> {
     // Before the model, which takes a second: a broken or foreign journal is then told at once.
     let journal = open_journal(&plan)?;
     let gpu = match plan.device.device {
-        plan::Device::Cpu => GpuStatus::Absent,
+        Use::Cpu => GpuStatus::Absent,
         _ => GpuStatus::find(plan.device.cuda.as_deref()),
     };
     let loaded = load_model(&plan, &gpu)?;
@@ -145,9 +145,7 @@ fn serve(plan: &Plan, observer: &Arc<Observer>) -> anyhow::Result<http::Handle> 
 }
 
 fn open_journal(plan: &Plan) -> anyhow::Result<Writer> {
-    let retain = &plan.journal.retain;
-    let retain = Retain { bytes: retain.bytes, age: retain.age, keep_free: retain.keep_free };
-    Writer::open(&plan.journal.path, retain).map_err(|error| match &error {
+    Writer::open(&plan.journal.path, plan.journal.retain).map_err(|error| match &error {
         JournalError::TooNew { .. } | JournalError::Damaged { .. } => {
             Exit::journal(error.to_string())
         }
@@ -159,19 +157,9 @@ fn load_model(plan: &Plan, gpu: &GpuStatus) -> anyhow::Result<Loaded> {
     if let GpuStatus::Unusable(reason) = gpu {
         tracing::warn!(reason, "there is a GPU, but it cannot be used");
     }
-    let device = match plan.device.device {
-        plan::Device::Auto => Use::Auto,
-        plan::Device::Cpu => Use::Cpu,
-        plan::Device::Cuda(index) => Use::Cuda(index),
-    };
-    let precision = plan.device.precision.map(|it| match it {
-        plan::Precision::Fp32 => Precision::Fp32,
-        plan::Precision::Bf16 => Precision::Bf16,
-        plan::Precision::Fp16 => Precision::Fp16,
-    });
     let wanted = Wanted {
-        device,
-        precision,
+        device: plan.device.device,
+        precision: plan.device.precision,
         max_batch: plan.batch.max_size,
         buckets: plan.batch.buckets.clone(),
     };
@@ -255,16 +243,12 @@ impl Daemon {
         let stream = Arc::new(Stream::new(id));
         let first_epoch = next_epoch(&self.plan.journal.path, id)?;
         let settings = source::Settings::new(&spec, first_epoch);
-        let when_full = match plan.when_full {
-            plan::WhenFull::Latest => WhenFull::Latest,
-            plan::WhenFull::Block => WhenFull::Block,
-        };
         let opener = GstOpener::new(spec, stream.clone())?;
         let added = self.pipeline.add_source(
             Box::new(opener),
             stream.clone(),
             settings,
-            (when_full, plan.weight),
+            (plan.when_full, plan.weight),
         )?;
         self.observer.add(&stream, &plan, &added);
         self.streams.insert(id.to_owned(), Running { stream, added });
@@ -409,15 +393,10 @@ impl Daemon {
 
 /// What the source needs, from what is configured.
 fn spec(plan: &StreamPlan, all: &Plan) -> anyhow::Result<Spec> {
-    let hidden = |it: &plan::Secret| source::url::Secret::new(it.expose());
     Ok(Spec {
-        username: plan.username.as_ref().map(hidden),
-        password: plan.password.as_ref().map(hidden),
-        transport: match plan.transport {
-            plan::Transport::Tcp => source::Transport::Tcp,
-            plan::Transport::Udp => source::Transport::Udp,
-            plan::Transport::Auto => source::Transport::Auto,
-        },
+        username: plan.username.clone(),
+        password: plan.password.clone(),
+        transport: plan.transport,
         latency: plan.latency,
         stall_after: plan.stall_after,
         max_fps: plan.max_fps,

@@ -4,6 +4,7 @@
 pub mod frame;
 pub mod ledger;
 pub mod pulse;
+pub mod secret;
 pub mod stage;
 
 pub mod edge;

@@ -6,11 +6,12 @@ use crate::{
     cli::{Exit, find_config},
     config::{
         self,
-        plan::{LogFormat, Plan, Secret},
+        plan::{LogFormat, Plan},
         problem::Problems,
     },
     daemon::{self, Options, Reread},
     log,
+    secret::Secret,
 };
 
 /// What to run.

@@ -5,15 +5,20 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::config::{
-    Options, host_name,
-    plan::{
-        BatchPlan, Device, DevicePlan, HttpPlan, JournalPlan, LimitsPlan, LogFormat, LogPlan,
-        ModelPlan, Plan, Precision, RetainPlan, Secret, SinkKind, SinkPlan,
+use crate::{
+    config::{
+        Options, host_name,
+        plan::{
+            BatchPlan, DevicePlan, HttpPlan, JournalPlan, LimitsPlan, LogFormat, LogPlan,
+            ModelPlan, Plan, SinkKind, SinkPlan,
+        },
+        problem::{Problem, escaped},
+        read::{Fields, Item, Value},
+        read_secret,
     },
-    problem::{Problem, escaped},
-    read::{Fields, Item, Value},
-    read_secret,
+    infer::wanted::{Precision, Use},
+    journal::Retain,
+    secret::Secret,
 };
 
 /// What the file is not, but what it needs.
@@ -153,13 +158,13 @@ impl Builder<'_> {
         let text = it.text("use").expect(DEFAULT);
         let cuda = text.strip_prefix("cuda:").and_then(|it| it.parse::<u8>().ok());
         let device = match (text, cuda) {
-            ("cpu", _) => Device::Cpu,
-            (_, Some(index)) => Device::Cuda(usize::from(index)),
-            ("auto", _) => Device::Auto,
+            ("cpu", _) => Use::Cpu,
+            (_, Some(index)) => Use::Cuda(usize::from(index)),
+            ("auto", _) => Use::Auto,
             _ => {
                 let problem = it.problem("use", format!("{} is unknown", it.quoted("use")));
                 self.problems.push(problem.allowed("auto, cpu, cuda:N with N from 0 to 255"));
-                Device::Auto
+                Use::Auto
             }
         };
         DevicePlan {
@@ -204,7 +209,7 @@ impl Builder<'_> {
         let retain = it.map("retain");
         JournalPlan {
             path,
-            retain: RetainPlan {
+            retain: Retain {
                 bytes: retain.size("bytes"),
                 age: retain.duration("age"),
                 keep_free: retain.size("keep_free").expect(DEFAULT),

@@ -4,13 +4,18 @@
 
 use std::{
     collections::BTreeMap,
-    fmt,
     net::SocketAddr,
     path::PathBuf,
     time::{Duration, SystemTime},
 };
 
-use crate::source::url::SourceUrl;
+use crate::{
+    infer::wanted::{Precision, Use},
+    journal::Retain,
+    pipeline::WhenFull,
+    secret::Secret,
+    source::{Transport, url::SourceUrl},
+};
 
 /// Everything that is configured.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,28 +40,6 @@ pub struct Plan {
     pub log: LogPlan,
     /// Bounds against mistakes and hostile streams.
     pub limits: LimitsPlan,
-}
-
-/// A text that is never printed.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    /// Hides `text`.
-    pub fn new(text: impl Into<String>) -> Secret {
-        Secret(text.into())
-    }
-
-    /// The text itself, to hand to whoever checks it.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
-    }
 }
 
 /// One stream.
@@ -108,26 +91,6 @@ impl StreamPlan {
     }
 }
 
-/// How RTP is carried.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Transport {
-    /// Inside the RTSP connection.
-    Tcp,
-    /// As datagrams.
-    Udp,
-    /// As datagrams, and inside the connection if none come.
-    Auto,
-}
-
-/// What a source does when frames come faster than they are classified.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WhenFull {
-    /// The newest frame takes the place of the one that waits.
-    Latest,
-    /// The source waits: no frame is lost.
-    Block,
-}
-
 /// Whom a TLS connection trusts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsPlan {
@@ -160,35 +123,13 @@ pub struct ModelPlan {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DevicePlan {
     /// Which device.
-    pub device: Device,
+    pub device: Use,
     /// `None`: chosen by the self-test.
     pub precision: Option<Precision>,
     /// Batches that are computed at once; `None`: chosen by device and cores.
     pub lanes: Option<usize>,
     /// The folder with the CUDA libraries; `None`: searched for.
     pub cuda: Option<PathBuf>,
-}
-
-/// Which device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Device {
-    /// The first GPU if it works, else the CPU.
-    Auto,
-    /// The CPU.
-    Cpu,
-    /// This GPU, or nothing.
-    Cuda(usize),
-}
-
-/// How numbers are stored and multiplied.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Precision {
-    /// float32.
-    Fp32,
-    /// bfloat16.
-    Bf16,
-    /// float16.
-    Fp16,
 }
 
 /// How frames are put into batches.
@@ -208,20 +149,9 @@ pub struct JournalPlan {
     /// The file.
     pub path: PathBuf,
     /// How much is kept.
-    pub retain: RetainPlan,
+    pub retain: Retain,
     /// Events are on disk at the latest after this time.
     pub commit_every: Duration,
-}
-
-/// How much the journal keeps. The oldest events go first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RetainPlan {
-    /// Size of the file; `None`: no bound.
-    pub bytes: Option<u64>,
-    /// Age of an event; `None`: no bound.
-    pub age: Option<Duration>,
-    /// Bytes of the file system that stay free for others.
-    pub keep_free: u64,
 }
 
 /// Where events go besides the journal.

@@ -6,12 +6,17 @@ use crate::{
     config::{
         build::{Builder, DEFAULT, ID, Place, is_id},
         node::Key,
-        plan::{Secret, StreamPlan, TlsPlan, Transport, WhenFull},
+        plan::{StreamPlan, TlsPlan},
         problem::{Problem, escaped},
         read::Fields,
         read_secret,
     },
-    source::url::{Parsed, SourceUrl},
+    pipeline::WhenFull,
+    secret::Secret,
+    source::{
+        Transport,
+        url::{Parsed, SourceUrl},
+    },
 };
 
 impl Builder<'_> {
@@ -50,8 +55,6 @@ impl Builder<'_> {
             }
         };
         let inline = password.is_some() && it.is_inline("url");
-        let username = username.map(|it| Secret::new(it.expose()));
-        let password = password.map(|it| Secret::new(it.expose()));
         self.belongs(it, &url);
         self.warn_inline(it, inline);
         let (username, password) = self.credentials(it, username, password);

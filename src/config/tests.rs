@@ -11,10 +11,11 @@ use std::{
 use expect_test::{Expect, expect};
 
 use super::{
-    plan::{Device, SinkKind, Transport, WhenFull},
+    plan::SinkKind,
     raw::{Absent, Field, Kind},
     *,
 };
+use crate::{infer::wanted::Use, pipeline::WhenFull, source::Transport};
 
 const ALONE: Options = Options { env: fake_env, secrets: true, files: false };
 
@@ -291,7 +292,7 @@ fn the_plan_is_complete_and_its_paths_are_the_file_s() {
     assert_eq!(it.journal.retain.bytes, Some(20 << 30));
     assert_eq!(it.journal.retain.age, Some(Duration::from_secs(7 * 86_400)));
     assert_eq!(it.batch.max_wait, Duration::from_millis(5));
-    assert_eq!(it.device.device, Device::Auto);
+    assert_eq!(it.device.device, Use::Auto);
     assert_eq!(it.http.listen.to_string(), "127.0.0.1:9464");
     assert!(!it.instance.is_empty());
 
@@ -311,7 +312,7 @@ fn the_plan_is_complete_and_its_paths_are_the_file_s() {
     assert_eq!((c.when_full, c.transport), (WhenFull::Latest, Transport::Udp));
     assert_eq!(b.url.expose(), "file:/etc/gw/clips/a b.mp4");
     assert_eq!(b.weight, 3);
-    assert_eq!(it.device.device, Device::Cuda(1));
+    assert_eq!(it.device.device, Use::Cuda(1));
     assert_eq!(it.batch.buckets, Some(vec![8, 32]));
     let path = Path::new("/etc/gw/out.ndjson").to_owned();
     let kind = SinkKind::File { path, rotate_bytes: 100 << 20, keep: 2 };

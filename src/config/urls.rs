@@ -8,10 +8,11 @@ use crate::{
         build::{Place, Surroundings},
         check,
         node::{Node, Tree},
-        plan::{Plan, Secret},
+        plan::Plan,
         problem::{Problem, Problems, escaped},
         read::ENTRIES_MAX,
     },
+    secret::Secret,
     source::url::SourceUrl,
 };
 

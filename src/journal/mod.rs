@@ -36,7 +36,7 @@ CREATE TABLE event (
 CREATE INDEX state ON event (stream, seq) WHERE kind = 2;";
 
 /// How much the journal keeps. The oldest events go first.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Retain {
     /// At most about this many bytes in the file, if given.
     pub bytes: Option<u64>,

@@ -2,7 +2,7 @@
 
 use std::{fmt, path::PathBuf};
 
-use crate::{config::plan::Secret, event::Kind};
+use crate::{event::Kind, secret::Secret};
 
 /// One event on its way to a broker.
 #[derive(Clone, Debug, PartialEq)]

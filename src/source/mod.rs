@@ -25,10 +25,11 @@ use tracing::{debug, warn};
 use crate::{
     frame::{Code, EpochEnd, Frame, Meta, Picture, Skipped, State, StateChange, Timing},
     ledger::{InFlight, Stream},
+    secret::Secret,
     source::{
         clock::{Clock, Sampler, Seen},
         supervise::{Backoff, GOOD_AFTER},
-        url::{Secret, SourceUrl, UrlError},
+        url::{SourceUrl, UrlError},
     },
     stage::{Reason, StageName},
 };

@@ -5,27 +5,7 @@
 
 use std::{fmt, path::PathBuf};
 
-/// A text that is never printed.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    /// Hides `text`.
-    pub fn new(text: impl Into<String>) -> Secret {
-        Secret(text.into())
-    }
-
-    /// The text itself, to hand to whoever checks it.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
-    }
-}
+use crate::secret::Secret;
 
 /// Where a stream comes from, without user name and password. Prints without secrets.
 #[derive(Clone, PartialEq, Eq)]
@@ -152,7 +132,7 @@ impl Remote {
     /// The URL to connect to, with its path and query in full. Never print it.
     pub fn location(&self, scheme: &str) -> Secret {
         let s = if self.tls { "s" } else { "" };
-        Secret(format!("{scheme}{s}://{}{}", self.authority(), self.rest.expose()))
+        Secret::new(format!("{scheme}{s}://{}{}", self.authority(), self.rest.expose()))
     }
 
     /// The port, or the default of `scheme` (`rtsp` or `http`).
@@ -280,10 +260,10 @@ fn remote(scheme: &str, rest: &str) -> Result<Parsed, UrlError> {
     };
     let rest = if rest.starts_with('/') { rest.to_owned() } else { format!("/{rest}") };
     let tls = scheme.ends_with('s');
-    let remote = Remote { tls, host, port, rest: Secret(rest) };
+    let remote = Remote { tls, host, port, rest: Secret::new(rest) };
     let url =
         if scheme.starts_with("rtsp") { SourceUrl::Rtsp(remote) } else { SourceUrl::Http(remote) };
-    Ok(Parsed { url, username: username.map(Secret), password: password.map(Secret) })
+    Ok(Parsed { url, username: username.map(Secret::new), password: password.map(Secret::new) })
 }
 
 fn host_port(text: &str) -> Result<(String, Option<u16>), UrlError> {

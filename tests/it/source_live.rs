@@ -10,10 +10,10 @@ use std::{
 use ghostwatch::{
     frame::{Code, Colour, Layout, Matrix, Picture, Planes, Siting, State, TimeSource},
     ledger::Stream,
+    secret::Secret,
     source::{
         Closed, Decoded, End, Next, Opener, Output, Settings, Source, SourceError, Spec,
         gst::{GstOpener, closing},
-        url::Secret,
     },
     stage::{Reason, StageName},
 };

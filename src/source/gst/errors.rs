@@ -10,9 +10,10 @@ use gstreamer::{self as gst, glib};
 
 use crate::{
     frame::Code,
+    secret::Secret,
     source::{
         SourceError, Spec,
-        url::{Secret, SourceUrl, escaped},
+        url::{SourceUrl, escaped},
     },
 };
 

@@ -22,10 +22,11 @@ use gstreamer_video as gst_video;
 
 use crate::{
     frame::Code,
+    secret::Secret,
     source::{
         SourceError, Spec, Transport,
         gst::{Shared, caps},
-        url::{Pattern, Remote, Secret, SourceUrl},
+        url::{Pattern, Remote, SourceUrl},
     },
 };
 
