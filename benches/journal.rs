@@ -42,6 +42,7 @@ fn event(number: usize) -> Event {
     Event {
         kind: Kind::FrameClassified,
         stream: Some("front".into()),
+        epoch: Some(0),
         source: "/ghostwatch/bench/streams/front".into(),
         time: SystemTime::now(),
         data: format!("{{\"frame\":{number},\"rest\":\"{rest}\",\"top\":[{top}]}}"),

@@ -29,7 +29,7 @@ use crate::{
         load::{self, Choice, Loaded},
         wanted::{Use, Wanted},
     },
-    journal::{JournalError, read::Reader, writer::Writer},
+    journal::{read::Reader, writer::Writer},
     ledger::Stream,
     log,
     observe::Observer,
@@ -145,11 +145,8 @@ fn serve(plan: &Plan, observer: &Arc<Observer>) -> anyhow::Result<http::Handle> 
 }
 
 fn open_journal(plan: &Plan) -> anyhow::Result<Writer> {
-    Writer::open(&plan.journal.path, plan.journal.retain).map_err(|error| match &error {
-        JournalError::TooNew { .. } | JournalError::Damaged { .. } => {
-            Exit::journal(error.to_string())
-        }
-        _ => error.into(),
+    Writer::open(&plan.journal.path, plan.journal.retain).map_err(|error| {
+        if error.exit_code() == 4 { Exit::journal(error.to_string()) } else { error.into() }
     })
 }
 

@@ -76,6 +76,8 @@ pub struct Event {
     pub kind: Kind,
     /// The stream it belongs to; `None` iff it is about the daemon or the journal.
     pub stream: Option<String>,
+    /// The epoch of the stream that it belongs to, if to one.
+    pub epoch: Option<u64>,
     /// The CloudEvents `source`, see [`source()`].
     pub source: String,
     /// When it happened.
@@ -187,6 +189,7 @@ impl Event {
         Event {
             kind: Kind::FrameClassified,
             stream: Some(meta.stream.id.clone()),
+            epoch: Some(meta.epoch),
             source: source(&context.instance, Some(&meta.stream.id)),
             time: meta.time,
             data: json(&data),
@@ -211,6 +214,7 @@ impl Event {
         Event {
             kind: Kind::StreamState,
             stream: Some(change.stream.id.clone()),
+            epoch: change.ended.map(|it| it.epoch),
             source: source(instance, Some(&change.stream.id)),
             time: change.at,
             data: json(&data),
@@ -228,6 +232,7 @@ impl Event {
         Event {
             kind: Kind::Daemon,
             stream: None,
+            epoch: None,
             source: source(instance, None),
             time: SystemTime::now(),
             data: json(&data),
@@ -245,6 +250,7 @@ impl Event {
         Event {
             kind: Kind::JournalGap,
             stream: None,
+            epoch: None,
             source: source(instance, None),
             time: SystemTime::now(),
             data: json(&data),

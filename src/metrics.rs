@@ -337,7 +337,7 @@ impl Metrics {
         self.journal.next.set(int(stats.next));
         raise(&self.journal.appended, stats.appended);
         let retention = [JournalLoss::Retention.name()];
-        raise(&self.journal.lost.with_label_values(&retention), stats.expired);
+        raise(&self.journal.lost.with_label_values(&retention), stats.lost);
     }
 
     /// A commit took this long.

@@ -14,10 +14,11 @@ use crossbeam_channel::RecvTimeoutError;
 
 use crate::{
     edge::Receiver,
-    event::{Context, DaemonState, Event},
+    event::{Context, DaemonState, Event, GapReason},
     frame::{Item, Meta, Skipped, StateChange},
     journal::{
         JournalError,
+        open::Aside,
         writer::{Stats, Writer},
     },
     label::Labelled,
@@ -102,6 +103,12 @@ impl Publisher {
     /// # Errors
     /// The journal failed in a way that forbids to go on.
     pub fn run(mut self, input: Receiver<Item<Labelled>>, pulse: &Pulse) -> anyhow::Result<()> {
+        if let Some(Aside { last, .. }) = self.journal.take_aside() {
+            // Where the old journal began was lost with it.
+            let last = last.unwrap_or(1).max(1);
+            let gap = Event::gap(&self.context.instance, 1, last, GapReason::Damaged);
+            self.group.push(Entry::Daemon(gap));
+        }
         self.daemon(DaemonState::Started);
         self.commit()?;
         loop {

@@ -13,7 +13,7 @@ use clap::ValueEnum;
 
 use crate::{
     cli::text::{self, Clock},
-    event::{Event, GapReason, Kind, sequence},
+    event::Kind,
     journal::{filter::Filter, read::Reader},
 };
 
@@ -140,8 +140,9 @@ pub fn print(args: &Args, reader: &mut Reader, mut output: impl Write) -> anyhow
     let clock = if args.utc { Clock::Utc } else { Clock::Local };
     loop {
         let page = reader.page(cursor, &filter, PAGE)?;
-        if let Some((first, last)) = page.expired {
-            let json = gap(reader, first, last)?;
+        if let Some(it) = page.gap {
+            let id = reader.id().context("making a gap event")?;
+            let json = it.event(&id, "journal");
             line(&mut output, args.format, &json, clock)?;
         }
         for record in &page.records {
@@ -167,20 +168,15 @@ fn line(output: &mut impl Write, format: Format, json: &str, clock: Clock) -> io
     }
 }
 
-/// The gap event for this reader. It lies in no journal, so its id is made from the last event
-/// that is missing.
-fn gap(reader: &Reader, first: u64, last: u64) -> anyhow::Result<String> {
-    let id = reader.id().context("making a gap event")?;
-    let event = Event::gap("journal", first, last, GapReason::Expired);
-    Ok(event.envelope_with(&format!("{id}-{}-gap", sequence(last)), last))
-}
-
 #[cfg(test)]
 mod tests {
     use clap::{Args as _, FromArgMatches as _};
 
     use super::*;
-    use crate::journal::{Retain, writer::Writer};
+    use crate::{
+        event::Event,
+        journal::{Retain, writer::Writer},
+    };
 
     fn parse(line: &str) -> Result<Args, clap::Error> {
         let words = std::iter::once("tail").chain(line.split_whitespace());

@@ -13,16 +13,18 @@ use std::{
 use rusqlite::{Connection, ErrorCode, OptionalExtension};
 
 pub mod bell;
+pub mod cursor;
 pub mod filter;
+pub mod open;
 pub mod read;
 pub mod writer;
 
 /// Marks the file as a ghostwatch journal (`PRAGMA application_id`): "GhWj".
 const APPLICATION: i64 = 0x4768_576a;
 /// The layout this version writes (`PRAGMA user_version`). Migrations go from one to the next.
-const LAYOUT: i64 = 1;
+const LAYOUT: i64 = 2;
 
-/// The layout, version 1. `appended_us` is our own clock's time of appending, by which retention
+/// The layout, version 2. `appended_us` is our own clock's time of appending, by which retention
 /// goes: the event's own time may be a file's that was recorded years ago.
 const SCHEMA: &str = "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
@@ -31,9 +33,24 @@ CREATE TABLE event (
     appended_us INTEGER NOT NULL,
     kind INTEGER NOT NULL,
     stream TEXT,
-    json TEXT NOT NULL
+    json TEXT NOT NULL,
+    crc INTEGER
 );
+CREATE TABLE epoch (stream TEXT PRIMARY KEY, epoch INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE cursor (sink TEXT PRIMARY KEY, seq INTEGER NOT NULL) WITHOUT ROWID;
 CREATE INDEX state ON event (stream, seq) WHERE kind = 2;";
+
+/// From layout 1 to 2: epochs had to be searched for, sinks had no cursors, events no checksum.
+const UPGRADE: &str = "
+ALTER TABLE event ADD COLUMN crc INTEGER;
+CREATE TABLE epoch (stream TEXT PRIMARY KEY, epoch INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE cursor (sink TEXT PRIMARY KEY, seq INTEGER NOT NULL) WITHOUT ROWID;
+INSERT INTO epoch SELECT stream, max(json_extract(json, '$.data.epoch')) FROM event
+    WHERE stream IS NOT NULL AND json_extract(json, '$.data.epoch') IS NOT NULL GROUP BY stream;";
+
+/// Beside a journal in which damage was met while it was open, so that the next opening looks at
+/// all of it.
+const SUSPECT: &str = ".suspect";
 
 /// How much the journal keeps. The oldest events go first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -73,7 +90,13 @@ pub enum JournalError {
         /// Its layout.
         found: i64,
     },
-    /// The file is not a journal, or its content is damaged.
+    /// The file is a database of something else.
+    #[error("journal {path} is a database of something else; choose another journal.path")]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file is not a database, or its content is damaged.
     #[error("journal {path} is damaged: {detail}; move it away to start a new one")]
     Damaged {
         /// The journal.
@@ -118,7 +141,9 @@ impl JournalError {
     /// The exit code of a process that ends because of it.
     pub fn exit_code(&self) -> u8 {
         match self {
-            JournalError::TooNew { .. } | JournalError::Damaged { .. } => 4,
+            JournalError::TooNew { .. }
+            | JournalError::Foreign { .. }
+            | JournalError::Damaged { .. } => 4,
             _ => 1,
         }
     }
@@ -201,17 +226,37 @@ fn bounds(connection: &Connection) -> rusqlite::Result<(u64, u64)> {
 /// Whether the opened file is a journal that this version can use.
 fn check_layout(connection: &Connection, path: &Path) -> Result<(), JournalError> {
     let of = |it: rusqlite::Error| JournalError::of(path, &it);
-    let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
-    if pragma("application_id").map_err(of)? != APPLICATION {
-        let detail = "the file is a database, but not a ghostwatch journal".to_owned();
-        return Err(JournalError::Damaged { path: path.to_owned(), detail });
+    if pragma(connection, "application_id").map_err(of)? as i64 != APPLICATION {
+        return Err(JournalError::Foreign { path: path.to_owned() });
     }
-    match pragma("user_version").map_err(of)? {
+    match pragma(connection, "user_version").map_err(of)? as i64 {
         found if LAYOUT < found => Err(JournalError::TooNew { path: path.to_owned(), found }),
-        LAYOUT => Ok(()),
+        1..=LAYOUT => Ok(()),
         found => {
             let detail = format!("layout {found} was never in use");
             Err(JournalError::Damaged { path: path.to_owned(), detail })
         }
     }
+}
+
+/// The layout of the opened journal.
+fn layout(connection: &Connection) -> rusqlite::Result<i64> {
+    pragma(connection, "user_version").map(|it| it as i64)
+}
+
+fn pragma(connection: &Connection, name: &str) -> rusqlite::Result<u64> {
+    connection
+        .prepare_cached(&format!("PRAGMA {name}"))?
+        .query_row([], |row| Ok(row.get::<_, i64>(0)? as u64))
+}
+
+/// The checksum of an event, over everything that is told of it. SQLite notices damage to its own
+/// structure, but not to a text.
+fn crc(seq: u64, kind: i64, stream: Option<&[u8]>, json: &[u8]) -> i64 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&seq.to_le_bytes());
+    hasher.update(&kind.to_le_bytes());
+    hasher.update(stream.unwrap_or_default());
+    hasher.update(json);
+    i64::from(hasher.finalize())
 }

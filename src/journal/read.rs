@@ -8,11 +8,13 @@ use std::{
     time::Duration,
 };
 
-use rusqlite::{Connection, OpenFlags, Row, params};
+use rusqlite::{Connection, OpenFlags, Row, params, types::ValueRef};
 
 use crate::{
-    event::Kind,
-    journal::{JournalError, bell::Listener, bounds, check_layout, filter::Filter, meta},
+    event::{Event, GapReason, Kind, sequence},
+    journal::{
+        JournalError, bell::Listener, bounds, check_layout, crc, filter::Filter, layout, meta,
+    },
 };
 
 /// One event in the journal.
@@ -35,14 +37,48 @@ pub struct Page {
     pub records: Vec<Record>,
     /// Where to go on: the last event that was looked at, or the cursor that was given.
     pub cursor: u64,
-    /// The first and last event after the given cursor that are no longer there, if any. They
-    /// come before `records`.
-    pub expired: Option<(u64, u64)>,
+    /// Events after the given cursor that this reader will never get, if any. They come before
+    /// `records`.
+    pub gap: Option<Gap>,
+}
+
+/// Events that a reader will never get.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gap {
+    /// The first of them.
+    pub first: u64,
+    /// The last of them.
+    pub last: u64,
+    /// Why.
+    pub reason: GapReason,
+}
+
+impl Gap {
+    /// The id of the event that tells of it: the same for every reader that has come as far.
+    pub fn id(&self, journal: &str) -> String {
+        format!("{journal}-{}-gap", sequence(self.last))
+    }
+
+    /// The complete event that tells of it. `instance` names whose journal it is.
+    pub fn event(&self, journal: &str, instance: &str) -> String {
+        let event = Event::gap(instance, self.first, self.last, self.reason);
+        event.envelope_with(&self.id(journal), self.last)
+    }
+}
+
+impl Page {
+    /// Whether all before `seq` in this page was damaged too.
+    fn extends_damage(&self, seq: u64) -> bool {
+        let damaged = |it: Gap| it.reason == GapReason::Damaged && it.last + 1 == seq;
+        self.records.is_empty() && self.gap.is_some_and(damaged)
+    }
 }
 
 /// A reader of a journal that another process may be writing.
 pub struct Reader {
     connection: Connection,
+    /// Whether the layout has them.
+    checksums: bool,
     path: PathBuf,
     listener: Listener,
 }
@@ -67,9 +103,10 @@ impl Reader {
             return Err(JournalError::Missing { path: path.to_owned() });
         }
         check_layout(&connection, path)?;
+        let checksums = 2 <= layout(&connection).map_err(of)?;
         // Listening starts before the first look, so nothing can happen unheard between the two.
         let listener = Listener::new(path);
-        Ok(Reader { connection, path: path.to_owned(), listener })
+        Ok(Reader { connection, checksums, path: path.to_owned(), listener })
     }
 
     /// The journal's id, the first part of the ids of the events appended now.
@@ -121,14 +158,13 @@ impl Reader {
         states().map_err(|it| JournalError::of(&self.path, &it))
     }
 
-    /// The epoch of a stream's last event; `None` if the journal has none of it.
+    /// The last epoch of a stream; `None` if the journal never had one of it. Known even if all its
+    /// events have expired.
     ///
     /// # Errors
     /// A [`JournalError`] if it cannot be read.
     pub fn last_epoch(&self, stream: &str) -> Result<Option<u64>, JournalError> {
-        let sql = "SELECT json_extract(json, '$.data.epoch') FROM event
-            WHERE stream = ?1 AND json_extract(json, '$.data.epoch') IS NOT NULL
-            ORDER BY seq DESC LIMIT 1";
+        let sql = "SELECT epoch FROM epoch WHERE stream = ?1";
         let row = self.connection.query_row(sql, [stream], |row| row.get::<_, i64>(0));
         let epoch = rusqlite::OptionalExtension::optional(row);
         epoch.map(|it| it.map(|it| it as u64)).map_err(|it| JournalError::of(&self.path, &it))
@@ -170,19 +206,29 @@ impl Reader {
     fn look(&mut self, after: u64, filter: &Filter, limit: u32) -> rusqlite::Result<Page> {
         // A cursor beyond every possible number waits for ever, it does not wrap around.
         let after = after.min(i64::MAX as u64 - 1);
+        let crc = if self.checksums { "crc" } else { "NULL" };
         let transaction = self.connection.transaction()?;
         let mut page = Page { cursor: after, ..Page::default() };
         {
-            let mut statement = transaction.prepare_cached(
-                "SELECT seq, kind, stream, json FROM event WHERE ?1 < seq ORDER BY seq LIMIT ?2",
-            )?;
+            let mut statement = transaction.prepare_cached(&format!(
+                "SELECT seq, kind, stream, json, {crc} FROM event WHERE ?1 < seq ORDER BY seq LIMIT ?2",
+            ))?;
             let mut rows = statement.query(params![after as i64, limit])?;
             let mut first = None;
             while let Some(row) = rows.next()? {
                 let seq = row.get::<_, i64>(0)? as u64;
                 first.get_or_insert(seq);
+                let damaged = is_damaged(row, seq)?;
+                if damaged && (seq == after + 1 || page.extends_damage(seq)) {
+                    let first = page.gap.map_or(seq, |it| it.first);
+                    page.gap = Some(Gap { first, last: seq, reason: GapReason::Damaged });
+                } else if damaged {
+                    // It begins the next page, so that gaps come before the records of a page.
+                    break;
+                } else {
+                    page.records.extend(wanted(row, seq, filter)?);
+                }
                 page.cursor = seq;
-                page.records.extend(wanted(row, seq, filter)?);
             }
             drop(rows);
             let there = match first {
@@ -192,7 +238,8 @@ impl Reader {
                 None => bounds(&transaction)?.1,
             };
             if after + 1 < there {
-                page.expired = Some((after + 1, there - 1));
+                let reason = GapReason::Expired;
+                page.gap = Some(Gap { first: after + 1, last: there - 1, reason });
                 page.cursor = page.cursor.max(there - 1);
             }
         }
@@ -205,6 +252,23 @@ impl std::fmt::Debug for Reader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Reader({})", self.path.display())
     }
+}
+
+/// Whether a row is not what was appended.
+fn is_damaged(row: &Row<'_>, seq: u64) -> rusqlite::Result<bool> {
+    let bytes = |at: usize| -> rusqlite::Result<Option<&[u8]>> {
+        let value = row.get_ref(at)?;
+        Ok(match value {
+            ValueRef::Text(it) => Some(it),
+            _ => None,
+        })
+    };
+    let text = |it: &[u8]| str::from_utf8(it).is_ok();
+    let (stream, json) = (bytes(2)?, bytes(3)?);
+    let (Some(json), true) = (json, stream.is_none_or(text)) else { return Ok(true) };
+    // Layout 1 had no checksums.
+    let Some(sum) = row.get::<_, Option<i64>>(4)? else { return Ok(!text(json)) };
+    Ok(sum != crc(seq, row.get(1)?, stream, json) || !text(json))
 }
 
 /// The row as a record, if the filter lets it through; the JSON is copied only then.

@@ -6,25 +6,29 @@
 //! busy or idle, the loop calls [`Writer::maintain`], and again as long as it says so.
 
 use std::{
-    fs, io,
-    os::unix::fs::MetadataExt,
+    collections::HashMap,
+    io,
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
-use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 
 use crate::{
     event::Event,
     journal::{
-        APPLICATION, JournalError, LAYOUT, Retain, SCHEMA, bell::Owner, bounds, check_layout, meta,
+        JournalError, Retain, SUSPECT,
+        bell::Owner,
+        beside, bounds, crc,
+        cursor::Cursor,
+        open::{self, Aside, PAGE_BYTES},
+        pragma,
     },
 };
 
 /// No commit gets larger than this many events.
 pub const COMMIT_MAX: usize = 256;
-/// Seven to eight frame events fit a page; with 4096 bytes a quarter of each would stay empty.
-const PAGE_BYTES: u64 = 8192;
 /// The write-ahead log is copied into the database when it has this many pages (8 MiB).
 const CHECKPOINT_PAGES: u64 = 1024;
 /// Readers kept the log from starting over until it had this many pages: then they must wait.
@@ -33,8 +37,6 @@ const RESTART_PAGES: u64 = 4 * CHECKPOINT_PAGES;
 const VACUUM_PAGES: u64 = 256;
 /// Age and free space are looked at this often.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// A journal up to this size is checked completely when it is opened (below 0.2 s).
-const CHECK_BYTES: u64 = 64 << 20;
 
 /// The sequence numbers of one commit, both inclusive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,8 +58,14 @@ pub struct Stats {
     pub next: u64,
     /// Events appended since opening.
     pub appended: u64,
-    /// Events that retention removed since opening.
-    pub expired: u64,
+    /// Events that retention removed since opening though a sink had not delivered them.
+    pub lost: u64,
+}
+
+/// A sink's cursor, and what of it is in the journal.
+struct Tracked {
+    cursor: Arc<Cursor>,
+    saved: u64,
 }
 
 /// The one writer of a journal.
@@ -66,8 +74,14 @@ pub struct Writer {
     owner: Owner,
     path: PathBuf,
     id: String,
+    /// A damaged journal that this one took the place of.
+    aside: Option<Aside>,
     retain: Retain,
     stats: Stats,
+    /// The last epoch of each stream.
+    epochs: HashMap<String, u64>,
+    /// Of the sinks that are configured.
+    cursors: Vec<Tracked>,
     /// Pages written to the log since it was last copied completely; an estimate from above.
     log_pages: u64,
     /// When age and free space were last looked at.
@@ -88,27 +102,21 @@ impl Writer {
     /// # Errors
     /// Each kind of [`JournalError`] except `Missing`.
     pub fn open(path: &Path, retain: Retain) -> Result<Writer, JournalError> {
-        if let Some(parent) = path.parent().filter(|it| !it.as_os_str().is_empty()) {
-            let blocked = |it: io::Error| JournalError::Blocked {
-                path: path.to_owned(),
-                detail: format!("folder {}: {it}", parent.display()),
-            };
-            fs::create_dir_all(parent).map_err(blocked)?;
-        }
-        let owner = Owner::take(path)?;
-        let mut connection = connect(path)?;
+        let opened = open::open(path)?;
         let of = |it: rusqlite::Error| JournalError::of(path, &it);
-        check_content(&connection, path)?;
-        let (oldest, next) = bounds(&connection).map_err(of)?;
-        let id = identify(&mut connection, path, &owner, next)?;
-        let stats = Stats { oldest, next, ..Stats::default() };
-        let mut writer = Writer {
-            connection,
-            owner,
+        let (oldest, next) = bounds(&opened.connection).map_err(of)?;
+        let size_bytes = used_bytes(&opened.connection).map_err(of)?;
+        let epochs = epochs(&opened.connection).map_err(of)?;
+        let writer = Writer {
+            connection: opened.connection,
+            owner: opened.owner,
             path: path.to_owned(),
-            id,
+            id: opened.id,
+            aside: opened.aside,
             retain,
-            stats,
+            stats: Stats { oldest, next, size_bytes, ..Stats::default() },
+            epochs,
+            cursors: Vec::new(),
             log_pages: CHECKPOINT_PAGES,
             looked: None,
             low: false,
@@ -116,7 +124,6 @@ impl Writer {
             free_space,
             failed: None,
         };
-        writer.stats.size_bytes = used_bytes(&writer.connection).map_err(of)?;
         writer.ring();
         Ok(writer)
     }
@@ -151,10 +158,10 @@ impl Writer {
         self.look()?;
         let next = first + events.len() as u64;
         let done = self.transact(events, 2 * events.len() as u64);
-        let (oldest, size_bytes) = done.map_err(|it| JournalError::of(&self.path, &it))?;
+        let (oldest, size_bytes) = done.map_err(|it| self.error(&it))?;
         let bytes: u64 = events.iter().map(|it| it.data.len() as u64 + 600).sum();
         self.log_pages += 4 + 2 * bytes / PAGE_BYTES;
-        self.stats.expired += oldest - self.stats.oldest;
+        self.expired(oldest);
         self.stats = Stats { oldest, next, size_bytes, ..self.stats };
         self.stats.appended += events.len() as u64;
         events.clear();
@@ -170,7 +177,7 @@ impl Writer {
     /// As [`Writer::append`].
     pub fn maintain(&mut self) -> Result<bool, JournalError> {
         let freed = match self.low {
-            true => self.vacuum().map_err(|it| JournalError::of(&self.path, &it))?,
+            true => self.vacuum().map_err(|it| self.error(&it))?,
             false => 0,
         };
         if self.low {
@@ -181,10 +188,10 @@ impl Writer {
         }
         let kept = self.look();
         let before = self.stats.oldest;
-        if self.over() {
+        if self.over() || self.moved() {
             let done = self.transact(&[], 512);
-            let (oldest, size_bytes) = done.map_err(|it| JournalError::of(&self.path, &it))?;
-            self.stats.expired += oldest - before;
+            let (oldest, size_bytes) = done.map_err(|it| self.error(&it))?;
+            self.expired(oldest);
             self.stats = Stats { oldest, size_bytes, ..self.stats };
             self.log_pages += 64 + (oldest - before) / 4;
         }
@@ -194,6 +201,61 @@ impl Writer {
             Err(error) if !error.is_temporary() => Err(error),
             _ => Ok(0 < freed || before < self.stats.oldest),
         }
+    }
+
+    /// Registers a sink: its cursor stands where it stood when the journal was last written, or
+    /// after everything that is there if the sink is new. It is saved with every commit.
+    ///
+    /// # Errors
+    /// As [`Writer::append`].
+    pub fn cursor(&mut self, sink: &str) -> Result<Arc<Cursor>, JournalError> {
+        let sql = "SELECT seq FROM cursor WHERE sink = ?1";
+        let saved = self.connection.query_row(sql, [sink], |row| row.get::<_, i64>(0));
+        let saved = saved.optional().map_err(|it| JournalError::of(&self.path, &it))?;
+        // A journal that was put back from a copy may be behind what a sink has delivered.
+        let last = self.stats.next - 1;
+        let at = saved.map_or(last, |it| (it as u64).min(last));
+        let cursor = Arc::new(Cursor::new(sink, at));
+        // Not saved as it is: a new sink's place is noted with the next commit.
+        let saved = saved.map_or(u64::MAX, |it| it as u64);
+        self.cursors.push(Tracked { cursor: cursor.clone(), saved });
+        Ok(cursor)
+    }
+
+    /// The sinks that retention will soon leave behind: what they have still to deliver begins in
+    /// the oldest fifth of what is kept, and the journal is nearly full or old.
+    pub fn at_risk(&self) -> Vec<Arc<Cursor>> {
+        let Stats { oldest, next, size_bytes, .. } = self.stats;
+        let full = self.low || self.retain.bytes.is_some_and(|it| it / 5 * 4 < size_bytes);
+        let fifth = oldest + (next - oldest) / 5;
+        let behind = |it: &&Tracked| {
+            let first = it.cursor.get() + 1;
+            first < next && ((full && first <= fifth) || (self.old_at(first)))
+        };
+        self.cursors.iter().filter(behind).map(|it| it.cursor.clone()).collect()
+    }
+
+    /// Whether the event is older than four fifths of the age that is kept.
+    fn old_at(&self, seq: u64) -> bool {
+        let Some(age) = self.retain.age else { return false };
+        let sql = "SELECT appended_us FROM event WHERE ?1 <= seq ORDER BY seq LIMIT 1";
+        let appended = self.connection.prepare_cached(sql);
+        let appended =
+            appended.and_then(|mut it| it.query_row([seq as i64], |row| row.get::<_, i64>(0)));
+        let limit = micros_now().saturating_sub_unsigned(micros(age / 5 * 4));
+        appended.is_ok_and(|it| it < limit)
+    }
+
+    /// The damaged journal that this one took the place of, told once.
+    pub fn take_aside(&mut self) -> Option<Aside> {
+        self.aside.take()
+    }
+
+    /// Counts what was removed before every sink had delivered it.
+    fn expired(&mut self, oldest: u64) {
+        let slowest = self.cursors.iter().map(|it| it.cursor.get()).min();
+        let delivered = slowest.map_or(u64::MAX, |it| it + 1).max(self.stats.oldest);
+        self.stats.lost += oldest.saturating_sub(delivered);
     }
 
     /// Whether something should be removed.
@@ -225,16 +287,40 @@ impl Writer {
             oldest = end;
         }
         let mut insert = transaction.prepare_cached(
-            "INSERT INTO event (seq, appended_us, kind, stream, json) VALUES (?1, ?2, ?3, ?4, ?5)",
+            "INSERT INTO event (seq, appended_us, kind, stream, json, crc)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
         )?;
+        let mut epochs = HashMap::new();
         for (seq, event) in (next..).zip(events) {
             let json = event.envelope(&self.id, seq);
-            insert.execute(params![seq as i64, now, event.kind as i64, event.stream, json])?;
+            let crc = crc(
+                seq,
+                event.kind as i64,
+                event.stream.as_deref().map(str::as_bytes),
+                json.as_bytes(),
+            );
+            insert.execute(params![seq as i64, now, event.kind as i64, event.stream, json, crc])?;
+            if let (Some(stream), Some(epoch)) = (&event.stream, event.epoch)
+                && self.epochs.get(stream) != Some(&epoch)
+            {
+                epochs.insert(stream.clone(), epoch);
+            }
         }
         drop(insert);
+        let cursors: Vec<u64> = self.cursors.iter().map(|it| it.cursor.get()).collect();
+        save(&transaction, &epochs, self.cursors.iter().zip(&cursors))?;
         let size = used_bytes(&transaction)?;
         transaction.commit()?;
+        self.epochs.extend(epochs);
+        for (it, saved) in self.cursors.iter_mut().zip(cursors) {
+            it.saved = saved;
+        }
         Ok((oldest, size))
+    }
+
+    /// Whether a sink has come further than the journal knows.
+    fn moved(&self) -> bool {
+        self.cursors.iter().any(|it| it.cursor.get() != it.saved)
     }
 
     /// Looks at age and free space, if it is time to.
@@ -298,6 +384,17 @@ impl Writer {
         }
     }
 
+    /// What an error means. After damage the next opening must look at all of the journal: a part
+    /// of it was good enough for the last one.
+    fn error(&self, error: &rusqlite::Error) -> JournalError {
+        let error = JournalError::of(&self.path, error);
+        if let JournalError::Damaged { detail, .. } = &error {
+            // Without the mark the process ends all the same, and its log has the reason.
+            std::fs::write(beside(&self.path, SUSPECT), detail).ok();
+        }
+        error
+    }
+
     fn ring(&self) {
         if let Err(error) = self.owner.ring(&self.id, self.stats.next) {
             tracing::debug!(%error, "could not ring the journal's bell");
@@ -311,113 +408,27 @@ impl std::fmt::Debug for Writer {
     }
 }
 
-/// Opens the database, makes the layout if it is new, and asserts what durability rests on.
-fn connect(path: &Path) -> Result<Connection, JournalError> {
-    let of = |it: rusqlite::Error| JournalError::of(path, &it);
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
-        | OpenFlags::SQLITE_OPEN_CREATE
-        | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let mut connection = Connection::open_with_flags(path, flags).map_err(of)?;
-    connection.busy_timeout(Duration::from_millis(100)).map_err(of)?;
-    // A process killed between making the file and making the layout leaves an empty database.
-    let tables = "SELECT count(*) FROM sqlite_schema";
-    let tables: i64 = connection.query_row(tables, [], |row| row.get(0)).map_err(of)?;
-    let new = tables == 0 && pragma(&connection, "user_version").map_err(of)? == 0;
-    if new {
-        let first = format!("PRAGMA page_size={PAGE_BYTES}; PRAGMA auto_vacuum=INCREMENTAL;");
-        connection.execute_batch(&first).map_err(of)?;
-    } else {
-        // Before anything is set: a file that is not ours stays as it is.
-        check_layout(&connection, path)?;
+/// Notes the epochs, and the cursors that have moved.
+fn save<'a>(
+    transaction: &Transaction<'_>,
+    epochs: &HashMap<String, u64>,
+    cursors: impl Iterator<Item = (&'a Tracked, &'a u64)>,
+) -> rusqlite::Result<()> {
+    let mut set = transaction.prepare_cached("INSERT OR REPLACE INTO epoch VALUES (?1, ?2)")?;
+    for (stream, epoch) in epochs {
+        set.execute(params![stream, *epoch as i64])?;
     }
-    let pragmas = "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA wal_autocheckpoint=0;
-                   PRAGMA journal_size_limit=67108864; PRAGMA cache_size=-8192;";
-    connection.execute_batch(pragmas).map_err(of)?;
-    let mode: String =
-        connection.pragma_query_value(None, "journal_mode", |row| row.get(0)).map_err(of)?;
-    let level = pragma(&connection, "synchronous").map_err(of)?;
-    if mode != "wal" || level != 2 {
-        let detail = format!(
-            "journal_mode is {mode} and synchronous {level} where wal and 2 were set; put the \
-             journal on a local file system"
-        );
-        return Err(JournalError::Fatal { path: path.to_owned(), detail });
-    }
-    if new {
-        let transaction = connection.transaction().map_err(of)?;
-        transaction.execute_batch(SCHEMA).map_err(of)?;
-        transaction.pragma_update(None, "application_id", APPLICATION).map_err(of)?;
-        transaction.pragma_update(None, "user_version", LAYOUT).map_err(of)?;
-        transaction.commit().map_err(of)?;
-    }
-    Ok(connection)
-}
-
-/// Looks for damage: everywhere in a small journal; in a large one, where it would take minutes,
-/// in the table of the ids and among the newest events.
-fn check_content(connection: &Connection, path: &Path) -> Result<(), JournalError> {
-    let of = |it: rusqlite::Error| JournalError::of(path, &it);
-    let small = fs::metadata(path).map_or(0, |it| it.len()) <= CHECK_BYTES;
-    let check = if small { "PRAGMA quick_check(1)" } else { "PRAGMA quick_check('meta')" };
-    let verdict: String = connection.query_row(check, [], |row| row.get(0)).map_err(of)?;
-    if verdict != "ok" {
-        return Err(JournalError::Damaged { path: path.to_owned(), detail: verdict });
-    }
-    let newest = "SELECT total(length(CAST(json AS BLOB))), count(*), min(seq), max(seq)
-                  FROM (SELECT seq, json FROM event ORDER BY seq DESC LIMIT 1000)";
-    let (count, min, max): (i64, Option<i64>, Option<i64>) = connection
-        .query_row(newest, [], |row| Ok((row.get(1)?, row.get(2)?, row.get(3)?)))
-        .map_err(of)?;
-    let span = min.zip(max).map_or(0, |(min, max)| max - min + 1);
-    if count != span {
-        let detail = format!("{count} events lie in a place of {span}");
-        return Err(JournalError::Damaged { path: path.to_owned(), detail });
+    let mut set = transaction.prepare_cached("INSERT OR REPLACE INTO cursor VALUES (?1, ?2)")?;
+    for (it, seq) in cursors.filter(|it| it.0.saved != *it.1) {
+        set.execute(params![it.cursor.sink(), *seq as i64])?;
     }
     Ok(())
 }
 
-/// The journal's id. A journal that was copied, or put back from an older copy, takes a new one
-/// before its first append, or different events would carry the same id.
-fn identify(
-    connection: &mut Connection,
-    path: &Path,
-    owner: &Owner,
-    next: u64,
-) -> Result<String, JournalError> {
-    let of = |it: rusqlite::Error| JournalError::of(path, &it);
-    let inode = fs::metadata(path).map_or(0, |it| it.ino()) as i64;
-    let id: Option<String> = meta(connection, "id").map_err(of)?;
-    let known: Option<i64> = meta(connection, "inode").map_err(of)?;
-    if let (Some(id), Some(known)) = (id, known) {
-        // The lock file is written after each commit, so it never runs ahead of the journal.
-        let behind = owner.last.as_ref().is_some_and(|it| it.0 == id && next < it.1);
-        if known == inode && !behind {
-            return Ok(id);
-        }
-        tracing::warn!(journal = %path.display(), "the journal is a copy, it takes a new id");
-    }
-    let id = ulid().map_err(|it| JournalError::Blocked {
-        path: path.to_owned(),
-        detail: format!("no random numbers for a journal id: {it}"),
-    })?;
-    let transaction = connection.transaction().map_err(of)?;
-    let set = "INSERT OR REPLACE INTO meta VALUES (?1, ?2)";
-    transaction.execute(set, params!["id", id]).map_err(of)?;
-    transaction.execute(set, params!["inode", inode]).map_err(of)?;
-    transaction.execute(set, params!["next", next as i64]).map_err(of)?;
-    transaction.commit().map_err(of)?;
-    Ok(id)
-}
-
-/// A ULID: 48 bits of milliseconds, 80 random bits, in Crockford's base 32.
-fn ulid() -> io::Result<String> {
-    use std::io::Read;
-    let mut random = [0u8; 16];
-    fs::File::open("/dev/urandom")?.read_exact(&mut random[6..])?;
-    let millis = u128::from(micros_now().unsigned_abs() / 1000);
-    let number = (millis << 80) | u128::from_be_bytes(random);
-    let digit = |at: u32| b"0123456789ABCDEFGHJKMNPQRSTVWXYZ"[(number >> (5 * at)) as usize % 32];
-    Ok((0..26).rev().map(|at| char::from(digit(at))).collect())
+fn epochs(connection: &Connection) -> rusqlite::Result<HashMap<String, u64>> {
+    let mut statement = connection.prepare("SELECT stream, epoch FROM epoch")?;
+    let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get::<_, i64>(1)? as u64)))?;
+    rows.collect()
 }
 
 /// The first event in `oldest..end` that was appended at or after the cut-off, or `end`.
@@ -451,12 +462,6 @@ fn checkpoint(connection: &Connection, how: &str) -> rusqlite::Result<(u64, u64)
     })
 }
 
-fn pragma(connection: &Connection, name: &str) -> rusqlite::Result<u64> {
-    connection
-        .prepare_cached(&format!("PRAGMA {name}"))?
-        .query_row([], |row| Ok(row.get::<_, i64>(0)? as u64))
-}
-
 fn used_bytes(connection: &Connection) -> rusqlite::Result<u64> {
     let pages = pragma(connection, "page_count")? - pragma(connection, "freelist_count")?;
     Ok(pages * PAGE_BYTES)
@@ -471,7 +476,7 @@ fn micros(it: Duration) -> u64 {
     u64::try_from(it.as_micros()).unwrap_or(u64::MAX)
 }
 
-fn micros_now() -> i64 {
+pub(super) fn micros_now() -> i64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
 }

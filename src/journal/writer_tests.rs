@@ -1,13 +1,18 @@
 //! The promises of a journal inside one process; those across processes are integration tests.
 
-use std::os::unix::fs::FileExt;
+use std::fs;
 
 use tempfile::TempDir;
 
 use super::*;
 use crate::{
-    event::Kind,
-    journal::{filter::Filter, read::Reader},
+    event::{GapReason, Kind},
+    journal::{
+        LAYOUT,
+        filter::Filter,
+        open::ulid,
+        read::{Gap, Reader},
+    },
 };
 
 fn folder() -> (TempDir, PathBuf) {
@@ -16,10 +21,15 @@ fn folder() -> (TempDir, PathBuf) {
     (it, path)
 }
 
+fn expired(first: u64, last: u64) -> Option<Gap> {
+    Some(Gap { first, last, reason: GapReason::Expired })
+}
+
 fn event(bytes: usize) -> Event {
     Event {
         kind: Kind::FrameClassified,
         stream: Some("front".into()),
+        epoch: Some(0),
         source: "/ghostwatch/t/streams/front".into(),
         time: SystemTime::now(),
         data: format!("{{\"pad\":\"{}\"}}", "x".repeat(bytes)),
@@ -54,7 +64,7 @@ fn numbers_are_contiguous_from_one_and_go_on_after_a_restart() {
     assert_eq!(append(&mut writer, 2), Committed { first: 5, last: 6 });
     let page = page(&path, 0);
     assert_eq!(page.records.iter().map(|it| it.seq).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6]);
-    assert_eq!((page.cursor, page.expired), (6, None));
+    assert_eq!((page.cursor, page.gap), (6, None));
     assert!(page.records[4].json.contains(&format!("\"id\":\"{id}-00000000000000000005\"")));
 }
 
@@ -65,20 +75,17 @@ fn numbers_never_repeat_after_all_events_have_expired() {
     append(&mut writer, 100);
     writer.set_retain(Retain { age: Some(Duration::ZERO), ..Retain::default() });
     while writer.maintain().unwrap() {}
-    assert_eq!(
-        (writer.stats().oldest, writer.stats().next, writer.stats().expired),
-        (101, 101, 100)
-    );
+    assert_eq!((writer.stats().oldest, writer.stats().next, writer.stats().lost), (101, 101, 0));
     drop(writer);
     let reader = Reader::open(&path).unwrap();
     assert_eq!((reader.oldest().unwrap(), reader.latest().unwrap()), (101, 100));
     assert_eq!(
         page(&path, 40),
-        crate::journal::read::Page { records: vec![], cursor: 100, expired: Some((41, 100)) }
+        crate::journal::read::Page { records: vec![], cursor: 100, gap: expired(41, 100) }
     );
     let mut writer = open(&path);
     assert_eq!(append(&mut writer, 1), Committed { first: 101, last: 101 });
-    assert_eq!(page(&path, 100).expired, None);
+    assert_eq!(page(&path, 100).gap, None);
 }
 
 #[test]
@@ -93,10 +100,10 @@ fn retention_by_bytes_bounds_the_file_and_reports_what_expired() {
     let stats = writer.stats();
     assert!(stats.size_bytes <= bytes + 200 * 1024, "{stats:?}");
     assert_eq!(stats.next, 10_001);
-    assert_eq!(stats.expired, stats.oldest - 1);
+    assert_eq!(stats.lost, 0, "no sink wanted them");
     assert!(stats.next - stats.oldest > 1000, "{stats:?} keeps what fits");
     let page = page(&path, 7);
-    assert_eq!(page.expired, Some((8, stats.oldest - 1)));
+    assert_eq!(page.gap, expired(8, stats.oldest - 1));
     assert_eq!(page.records[0].seq, stats.oldest);
     drop(writer);
     assert!(fs::metadata(&path).unwrap().len() <= bytes + 512 * 1024);
@@ -171,7 +178,7 @@ fn a_copied_or_restored_journal_takes_a_new_id() {
 }
 
 #[test]
-fn a_later_layout_and_foreign_files_are_refused_with_exit_code_4() {
+fn a_later_layout_and_a_database_of_others_are_refused_with_exit_code_4() {
     let (_folder, path) = folder();
     drop(open(&path));
     Connection::open(&path).unwrap().pragma_update(None, "user_version", 99).unwrap();
@@ -184,15 +191,129 @@ fn a_later_layout_and_foreign_files_are_refused_with_exit_code_4() {
     fs::remove_file(&path).unwrap();
     Connection::open(&path).unwrap().execute_batch("CREATE TABLE notes (it)").unwrap();
     let before = fs::read(&path).unwrap();
-    let check = |what: &str| {
-        let error = Writer::open(&path, Retain::default()).unwrap_err();
-        assert!(matches!(error, JournalError::Damaged { .. }), "{what}: {error}");
-        assert_eq!(error.exit_code(), 4);
-    };
-    check("a database of something else");
+    let error = Writer::open(&path, Retain::default()).unwrap_err();
+    assert!(matches!(error, JournalError::Foreign { .. }), "{error}");
+    assert_eq!(error.exit_code(), 4);
     assert!(fs::read(&path).unwrap() == before, "it is left as it was");
-    fs::write(&path, "not a database at all, but long enough to look at. ".repeat(100)).unwrap();
-    check("text");
+}
+
+#[test]
+fn a_damaged_journal_is_moved_away_and_a_new_one_begun() {
+    let (folder, path) = folder();
+    let mut writer = open(&path);
+    append(&mut writer, 256);
+    let id = writer.id().to_owned();
+    drop(writer);
+    let whole = fs::read(&path).unwrap();
+    let check = |what: &str, round: usize, content: &[u8]| {
+        fs::write(&path, content).unwrap();
+        let mut writer = open(&path);
+        let aside = writer.take_aside().unwrap_or_else(|| panic!("{what}: noticed at open"));
+        assert_eq!(fs::read(&aside.path).unwrap(), content, "{what}: kept as it was");
+        assert_ne!(writer.id(), id, "{what}: the numbers begin anew, so the id must");
+        assert_eq!(append(&mut writer, 1).first, 1, "{what}");
+        assert_eq!(page(&path, 0).records.len(), 1, "{what}");
+        drop(writer);
+        let files = fs::read_dir(folder.path().join("sub")).unwrap();
+        let aside = files
+            .filter(|it| it.as_ref().unwrap().file_name().to_string_lossy().contains("damaged"));
+        assert_eq!(aside.count(), round, "{what}: each is kept");
+    };
+    let with = |at: usize, bytes: &[u8]| {
+        let mut it = whole.clone();
+        it[at..at + bytes.len()].copy_from_slice(bytes);
+        it
+    };
+    let middle = whole.len() / PAGE_BYTES as usize / 2 * PAGE_BYTES as usize;
+    check("garbage in the middle", 1, &with(middle, &[0xa5; PAGE_BYTES as usize]));
+    check("a tail of zeros", 2, &with(middle, &vec![0; whole.len() - middle]));
+    check("text", 3, "not a database at all, but long enough to look at. ".repeat(100).as_bytes());
+}
+
+#[test]
+fn an_event_with_a_flipped_bit_is_a_gap_and_its_neighbours_are_not() {
+    let (_folder, path) = folder();
+    let mut writer = open(&path);
+    append(&mut writer, 6);
+    drop(writer);
+    // SQLite has no checksums: this is what a flipped bit looks like to it.
+    let flip = "UPDATE event SET json = replace(json, 'xxxx', 'xxxy') WHERE seq IN (1, 2, 4)";
+    Connection::open(&path).unwrap().execute_batch(flip).unwrap();
+    let damaged = |first, last| Some(Gap { first, last, reason: GapReason::Damaged });
+    let look = |after| {
+        let it = page(&path, after);
+        (it.gap, it.records.iter().map(|it| it.seq).collect::<Vec<_>>(), it.cursor)
+    };
+    assert_eq!(look(0), (damaged(1, 2), vec![3], 3));
+    assert_eq!(look(3), (damaged(4, 4), vec![5, 6], 6));
+    assert_eq!(look(4), (None, vec![5, 6], 6));
+    assert_eq!(open(&path).take_aside(), None, "the rest of it is good");
+}
+
+#[test]
+fn a_journal_of_layout_1_is_upgraded_and_keeps_its_events_and_epochs() {
+    let (_folder, path) = folder();
+    let mut writer = open(&path);
+    let id = writer.id().to_owned();
+    let mut first = event(10);
+    first.data = "{\"epoch\":7}".to_owned();
+    writer.append(&mut vec![first, event(10)]).unwrap();
+    drop(writer);
+    let downgrade = "DROP TABLE epoch; DROP TABLE cursor; ALTER TABLE event DROP COLUMN crc;
+                     PRAGMA user_version = 1";
+    Connection::open(&path).unwrap().execute_batch(downgrade).unwrap();
+    assert_eq!(page(&path, 0).records.len(), 2, "it can be read as it is");
+    let mut writer = open(&path);
+    assert_eq!(writer.id(), id);
+    assert_eq!(writer.take_aside(), None);
+    append(&mut writer, 1);
+    let reader = Reader::open(&path).unwrap();
+    assert_eq!(pragma(&writer.connection, "user_version").unwrap() as i64, LAYOUT);
+    assert_eq!(reader.last_epoch("front").unwrap(), Some(0), "the one appended last");
+    assert_eq!(page(&path, 0).records.len(), 3);
+}
+
+#[test]
+fn a_sinks_cursor_outlives_the_writer_and_never_passes_the_last_event() {
+    let (_folder, path) = folder();
+    let mut writer = open(&path);
+    append(&mut writer, 10);
+    let cursor = writer.cursor("nats").unwrap();
+    assert_eq!(cursor.get(), 10, "a new sink begins after what is there");
+    append(&mut writer, 10);
+    cursor.advance(15);
+    cursor.advance(12);
+    assert!(!writer.maintain().unwrap(), "saved, and nothing is left to do");
+    drop(writer);
+    let mut writer = open(&path);
+    let cursor = writer.cursor("nats").unwrap();
+    assert_eq!(cursor.get(), 15);
+    cursor.advance(20);
+    append(&mut writer, 1);
+    drop(writer);
+    // As if the newest events had been lost, which a copy put back looks like.
+    Connection::open(&path).unwrap().execute_batch("DELETE FROM event WHERE 18 < seq").unwrap();
+    assert_eq!(open(&path).cursor("nats").unwrap().get(), 18);
+}
+
+#[test]
+fn what_retention_takes_from_a_sink_is_told_before_and_counted_after() {
+    let (_folder, path) = folder();
+    let mut writer = open(&path);
+    let (quick, slow) = (writer.cursor("quick").unwrap(), writer.cursor("slow").unwrap());
+    append(&mut writer, 100);
+    quick.advance(100);
+    slow.advance(40);
+    let names = |it: &Writer| -> Vec<String> {
+        it.at_risk().iter().map(|it| it.sink().to_owned()).collect()
+    };
+    let age = |it| Retain { age: Some(it), ..Retain::default() };
+    writer.set_retain(age(Duration::from_secs(3600)));
+    assert_eq!(names(&writer), Vec::<String>::new());
+    writer.set_retain(age(Duration::from_nanos(1)));
+    assert_eq!(names(&writer), ["slow"]);
+    while writer.maintain().unwrap() {}
+    assert_eq!((writer.stats().oldest, writer.stats().lost), (101, 60));
 }
 
 #[test]
@@ -226,19 +347,6 @@ fn a_reader_of_what_is_not_there_yet_says_so() {
         let error = Reader::open(&it).unwrap_err();
         assert!(matches!(error, JournalError::Missing { .. }), "{error}");
     }
-}
-
-#[test]
-fn garbage_in_the_middle_is_noticed_at_open() {
-    let (_folder, path) = folder();
-    let mut writer = open(&path);
-    append(&mut writer, 256);
-    drop(writer);
-    let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
-    let middle = file.metadata().unwrap().len() / PAGE_BYTES / 2 * PAGE_BYTES;
-    file.write_all_at(&[0xa5; PAGE_BYTES as usize], middle).unwrap();
-    let error = Writer::open(&path, Retain::default()).unwrap_err();
-    assert!(matches!(error, JournalError::Damaged { .. }), "{error}");
 }
 
 #[test]

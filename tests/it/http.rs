@@ -166,7 +166,7 @@ fn populate(metrics: &Metrics) -> (Arc<Stream>, Meta) {
     metrics.inference_failed(InferenceError::Device);
     metrics.selftest(true, 1e-6);
     metrics.set_gpu_trouble(Some(GpuTrouble::NoDriver));
-    let stats = Stats { size_bytes: 8192, oldest: 2, next: 12, appended: 10, expired: 1 };
+    let stats = Stats { size_bytes: 8192, oldest: 2, next: 12, appended: 10, lost: 1 };
     metrics.journal_stats(stats);
     metrics.journal_stats(Stats { appended: 11, ..stats });
     metrics.journal_committed(Duration::from_millis(3));

@@ -28,6 +28,7 @@ fn event(number: u64) -> Event {
     Event {
         kind: Kind::FrameClassified,
         stream: Some("front".into()),
+        epoch: Some(0),
         source: "/ghostwatch/t/streams/front".into(),
         time: SystemTime::now(),
         data: format!("{{\"number\":{number},\"pad\":\"{}\"}}", "x".repeat(800)),
@@ -104,7 +105,7 @@ fn a_killed_writer_loses_nothing_that_a_reader_has_seen() {
         while seen.len() < enough || Instant::now() < end {
             reader.wait(Duration::from_millis(100));
             let page = reader.page(cursor, &Filter::default(), 100).expect("a page");
-            assert_eq!(page.expired, None, "round {round}");
+            assert_eq!(page.gap, None, "round {round}");
             cursor = page.cursor;
             seen.extend(page.records);
         }
@@ -190,7 +191,7 @@ impl Cut {
         let done = writer.append(&mut vec![event(0)])?;
         assert_eq!(done.first, next, "it goes on after what is left");
         let page = Reader::open(&path)?.page(0, &Filter::default(), 10_000)?;
-        assert_eq!(page.expired, None);
+        assert_eq!(page.gap, None);
         Ok(page.records.into_iter().filter(|it| it.seq < next).collect())
     }
 }

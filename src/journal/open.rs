@@ -1,0 +1,210 @@
+//! Opening a journal to append to: its owner, its layout, its id, and what is done with damage.
+
+use std::{
+    fs, io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use rusqlite::{Connection, OpenFlags, params};
+
+use crate::journal::{
+    APPLICATION, JournalError, LAYOUT, SCHEMA, SUSPECT, UPGRADE, bell::Owner, beside, bounds,
+    check_layout, layout, meta, pragma, writer::micros_now,
+};
+
+/// Seven to eight frame events fit a page; with 4096 bytes a quarter of each would stay empty.
+pub(super) const PAGE_BYTES: u64 = 8192;
+/// A journal up to this size is checked completely when it is opened (below 0.2 s).
+const CHECK_BYTES: u64 = 64 << 20;
+
+/// A journal that can be appended to.
+pub(super) struct Opened {
+    pub(super) connection: Connection,
+    pub(super) owner: Owner,
+    pub(super) id: String,
+    pub(super) aside: Option<Aside>,
+}
+
+/// A damaged journal that was moved away, and a new one begun.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Aside {
+    /// Where it is now.
+    pub path: PathBuf,
+    /// What was noticed.
+    pub detail: String,
+    /// The sequence number of its last event, as far as it is known.
+    pub last: Option<u64>,
+}
+
+/// Opens a journal, or makes a new one. One that is damaged is moved away with all that belongs to
+/// it, so that the cameras' events of today are not lost for those of yesterday.
+pub(super) fn open(path: &Path) -> Result<Opened, JournalError> {
+    if let Some(parent) = path.parent().filter(|it| !it.as_os_str().is_empty()) {
+        let blocked = |it: io::Error| JournalError::Blocked {
+            path: path.to_owned(),
+            detail: format!("folder {}: {it}", parent.display()),
+        };
+        fs::create_dir_all(parent).map_err(blocked)?;
+    }
+    let owner = Owner::take(path)?;
+    match open_at(path, &owner) {
+        Ok((connection, id)) => Ok(Opened { connection, owner, id, aside: None }),
+        Err(JournalError::Damaged { detail, .. }) => {
+            let to = set_aside(path)?;
+            tracing::error!(
+                journal = %path.display(), detail, moved_to = %to.display(),
+                "the journal is damaged; it was moved away and a new one begun"
+            );
+            let last = owner.last.as_ref().map(|it| it.1.saturating_sub(1));
+            let (connection, id) = open_at(path, &owner)?;
+            Ok(Opened { connection, owner, id, aside: Some(Aside { path: to, detail, last }) })
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn open_at(path: &Path, owner: &Owner) -> Result<(Connection, String), JournalError> {
+    let of = |it: rusqlite::Error| JournalError::of(path, &it);
+    let mut connection = connect(path)?;
+    check_content(&connection, path)?;
+    let (_, next) = bounds(&connection).map_err(of)?;
+    let id = identify(&mut connection, path, owner, next)?;
+    Ok((connection, id))
+}
+
+/// Moves the database and what SQLite keeps beside it. Gives the database's new name.
+fn set_aside(path: &Path) -> Result<PathBuf, JournalError> {
+    let mark = format!(".damaged-{}", micros_now() / 1_000_000);
+    let free = |it: &u32| !beside(path, &format!("{mark}.{it}")).exists();
+    let n = (0..).find(free).expect("a folder has fewer than 2^32 files");
+    let to = beside(path, &format!("{mark}.{n}"));
+    for suffix in ["", "-wal", "-shm"] {
+        match fs::rename(beside(path, suffix), beside(&to, suffix)) {
+            Err(it) if it.kind() != io::ErrorKind::NotFound => {
+                let detail = format!("it is damaged and cannot be moved to {}: {it}", to.display());
+                return Err(JournalError::Blocked { path: path.to_owned(), detail });
+            }
+            _ => {}
+        }
+    }
+    fs::remove_file(beside(path, SUSPECT)).ok();
+    Ok(to)
+}
+
+/// Opens the database, makes the layout if it is new, and asserts what durability rests on.
+fn connect(path: &Path) -> Result<Connection, JournalError> {
+    let of = |it: rusqlite::Error| JournalError::of(path, &it);
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+        | OpenFlags::SQLITE_OPEN_CREATE
+        | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let mut connection = Connection::open_with_flags(path, flags).map_err(of)?;
+    connection.busy_timeout(Duration::from_millis(100)).map_err(of)?;
+    // A process killed between making the file and making the layout leaves an empty database.
+    let tables = "SELECT count(*) FROM sqlite_schema";
+    let tables: i64 = connection.query_row(tables, [], |row| row.get(0)).map_err(of)?;
+    let new = tables == 0 && pragma(&connection, "user_version").map_err(of)? == 0;
+    if new {
+        let first = format!("PRAGMA page_size={PAGE_BYTES}; PRAGMA auto_vacuum=INCREMENTAL;");
+        connection.execute_batch(&first).map_err(of)?;
+    } else {
+        // Before anything is set: a file that is not ours stays as it is.
+        check_layout(&connection, path)?;
+    }
+    let upgrade = !new && layout(&connection).map_err(of)? < LAYOUT;
+    let pragmas = "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA wal_autocheckpoint=0;
+                   PRAGMA journal_size_limit=67108864; PRAGMA cache_size=-8192;";
+    connection.execute_batch(pragmas).map_err(of)?;
+    let mode: String =
+        connection.pragma_query_value(None, "journal_mode", |row| row.get(0)).map_err(of)?;
+    let level = pragma(&connection, "synchronous").map_err(of)?;
+    if mode != "wal" || level != 2 {
+        let detail = format!(
+            "journal_mode is {mode} and synchronous {level} where wal and 2 were set; put the \
+             journal on a local file system"
+        );
+        return Err(JournalError::Fatal { path: path.to_owned(), detail });
+    }
+    if new || upgrade {
+        let transaction = connection.transaction().map_err(of)?;
+        transaction.execute_batch(if new { SCHEMA } else { UPGRADE }).map_err(of)?;
+        transaction.pragma_update(None, "application_id", APPLICATION).map_err(of)?;
+        transaction.pragma_update(None, "user_version", LAYOUT).map_err(of)?;
+        transaction.commit().map_err(of)?;
+    }
+    Ok(connection)
+}
+
+/// Looks for damage: everywhere in a small journal; in a large one, where it would take minutes,
+/// in the table of the ids and among the newest events.
+fn check_content(connection: &Connection, path: &Path) -> Result<(), JournalError> {
+    let of = |it: rusqlite::Error| JournalError::of(path, &it);
+    let small = fs::metadata(path).map_or(0, |it| it.len()) <= CHECK_BYTES;
+    // The daemon before this one met damage while it ran.
+    let suspect = beside(path, SUSPECT).exists();
+    let check =
+        if small || suspect { "PRAGMA quick_check(1)" } else { "PRAGMA quick_check('meta')" };
+    let verdict: String = connection.query_row(check, [], |row| row.get(0)).map_err(of)?;
+    if verdict != "ok" {
+        return Err(JournalError::Damaged { path: path.to_owned(), detail: verdict });
+    }
+    let newest = "SELECT total(length(CAST(json AS BLOB))), count(*), min(seq), max(seq)
+                  FROM (SELECT seq, json FROM event ORDER BY seq DESC LIMIT 1000)";
+    let (count, min, max): (i64, Option<i64>, Option<i64>) = connection
+        .query_row(newest, [], |row| Ok((row.get(1)?, row.get(2)?, row.get(3)?)))
+        .map_err(of)?;
+    let span = min.zip(max).map_or(0, |(min, max)| max - min + 1);
+    if count != span {
+        let detail = format!("{count} events lie in a place of {span}");
+        return Err(JournalError::Damaged { path: path.to_owned(), detail });
+    }
+    if suspect {
+        fs::remove_file(beside(path, SUSPECT)).ok();
+    }
+    Ok(())
+}
+
+/// The journal's id. A journal that was copied, or put back from an older copy, takes a new one
+/// before its first append, or different events would carry the same id.
+fn identify(
+    connection: &mut Connection,
+    path: &Path,
+    owner: &Owner,
+    next: u64,
+) -> Result<String, JournalError> {
+    let of = |it: rusqlite::Error| JournalError::of(path, &it);
+    let inode = fs::metadata(path).map_or(0, |it| it.ino()) as i64;
+    let id: Option<String> = meta(connection, "id").map_err(of)?;
+    let known: Option<i64> = meta(connection, "inode").map_err(of)?;
+    if let (Some(id), Some(known)) = (id, known) {
+        // The lock file is written after each commit, so it never runs ahead of the journal.
+        let behind = owner.last.as_ref().is_some_and(|it| it.0 == id && next < it.1);
+        if known == inode && !behind {
+            return Ok(id);
+        }
+        tracing::warn!(journal = %path.display(), "the journal is a copy, it takes a new id");
+    }
+    let id = ulid().map_err(|it| JournalError::Blocked {
+        path: path.to_owned(),
+        detail: format!("no random numbers for a journal id: {it}"),
+    })?;
+    let transaction = connection.transaction().map_err(of)?;
+    let set = "INSERT OR REPLACE INTO meta VALUES (?1, ?2)";
+    transaction.execute(set, params!["id", id]).map_err(of)?;
+    transaction.execute(set, params!["inode", inode]).map_err(of)?;
+    transaction.execute(set, params!["next", next as i64]).map_err(of)?;
+    transaction.commit().map_err(of)?;
+    Ok(id)
+}
+
+/// A ULID: 48 bits of milliseconds, 80 random bits, in Crockford's base 32.
+pub(super) fn ulid() -> io::Result<String> {
+    use std::io::Read;
+    let mut random = [0u8; 16];
+    fs::File::open("/dev/urandom")?.read_exact(&mut random[6..])?;
+    let millis = u128::from(micros_now().unsigned_abs() / 1000);
+    let number = (millis << 80) | u128::from_be_bytes(random);
+    let digit = |at: u32| b"0123456789ABCDEFGHJKMNPQRSTVWXYZ"[(number >> (5 * at)) as usize % 32];
+    Ok((0..26).rev().map(|at| char::from(digit(at))).collect())
+}
