@@ -2,23 +2,22 @@
 
 use std::{
     collections::BTreeMap,
-    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
+        mpsc,
     },
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail};
-use tokio_util::sync::CancellationToken;
 
 use crate::{
     cli::{Exit, code, text::Clock},
     config::{
         diff,
-        plan::{Plan, SinkKind, StreamPlan},
+        plan::{Plan, StreamPlan},
     },
     event::Context,
     http,
@@ -29,13 +28,13 @@ use crate::{
         load::{self, Choice, Loaded},
         wanted::{Use, Wanted},
     },
-    journal::{read::Reader, writer::Writer},
+    journal::{cursor::Cursor, read::Reader, writer::Writer},
     ledger::Stream,
     log,
     observe::Observer,
     pipeline::{Added, Parts, Pipeline},
     publish::Publisher,
-    sink::{self, Target, file::Rotation},
+    sink::{Sink, Sinks, Target, deliver, progress::Progress, select::Select},
     source::{self, Spec, gst::GstOpener},
     systemd,
 };
@@ -97,6 +96,8 @@ struct Daemon {
     /// Streams that start once their namesakes in `removed` have settled.
     waiting: BTreeMap<String, StreamPlan>,
     sinks: Sinks,
+    /// Comes back once its stage has ended.
+    journal: mpsc::Receiver<Writer>,
     notify: systemd::Notifier,
 }
 
@@ -115,7 +116,7 @@ pub fn run(plan: Plan, options: Options) -> anyhow::Result<()> {
         }
     }
     // Before the model, which takes a second: a broken or foreign journal is then told at once.
-    let journal = open_journal(&plan)?;
+    let mut journal = open_journal(&plan)?;
     let gpu = match plan.device.device {
         Use::Cpu => GpuStatus::Absent,
         _ => GpuStatus::find(plan.device.cuda.as_deref()),
@@ -123,14 +124,28 @@ pub fn run(plan: Plan, options: Options) -> anyhow::Result<()> {
     let loaded = load_model(&plan, &gpu)?;
     let observer = Observer::new(&loaded, &gpu);
     let _http = serve(&plan, &observer)?;
-    let sinks = Sinks::start(&plan, &options, &journal)?;
-    let pipeline = start_pipeline(&plan, loaded, journal, &observer)?;
+    let sinks = sinks(&plan, &options, &mut journal)?;
+    observer.sinks(sinks.iter().map(|it| it.progress.clone()));
+    let watch: Arc<dyn deliver::Watch> = observer.clone();
+    let sinks = Sinks::start(sinks, &plan.journal.path, &plan.instance, &watch)?;
+    let (journal_back, journal_rx) = mpsc::sync_channel(1);
+    let pipeline = start_pipeline(&plan, loaded, (journal, journal_back), &observer)?;
     observer.pipeline(&pipeline);
     let notify = systemd::Notifier::from_env()?;
     let streams = BTreeMap::new();
     let (removed, waiting) = (Vec::new(), BTreeMap::new());
-    let mut daemon =
-        Daemon { plan, options, pipeline, observer, streams, removed, waiting, sinks, notify };
+    let mut daemon = Daemon {
+        plan,
+        options,
+        pipeline,
+        observer,
+        streams,
+        removed,
+        waiting,
+        sinks,
+        journal: journal_rx,
+        notify,
+    };
     daemon.add_all()?;
     daemon.observer.reloaded(true);
     daemon.observer.ready(true);
@@ -191,7 +206,7 @@ fn load_model(plan: &Plan, gpu: &GpuStatus) -> anyhow::Result<Loaded> {
 fn start_pipeline(
     plan: &Plan,
     loaded: Loaded,
-    journal: Writer,
+    (journal, journal_back): (Writer, mpsc::SyncSender<Writer>),
     observer: &Arc<Observer>,
 ) -> anyhow::Result<Pipeline> {
     let cores = thread::available_parallelism().map_or(1, usize::from);
@@ -221,7 +236,11 @@ fn start_pipeline(
         batching: Batching { max_size: plan.batch.max_size, max_wait: plan.batch.max_wait },
         top: 5,
         watch: observer.clone(),
-        publish: Box::new(|input, pulse| publisher.run(input, pulse)),
+        publish: Box::new(move |input, pulse| {
+            // Nobody takes it iff the daemon ends because of a failure elsewhere.
+            drop(journal_back.send(publisher.run(input, pulse)?));
+            Ok(())
+        }),
     })
 }
 
@@ -371,6 +390,10 @@ impl Daemon {
         });
         // Everything is committed: the sinks can finish.
         let sinks = self.sinks.stop(deadline);
+        if let Ok(mut journal) = self.journal.try_recv() {
+            // Saves how far the sinks have come since.
+            journal.maintain()?;
+        }
         if let Some(error) = failed {
             // What a sink said when it ended is the better reason.
             return sinks.and(Err(error));
@@ -412,62 +435,21 @@ fn next_epoch(journal: &std::path::Path, id: &str) -> anyhow::Result<u64> {
     Ok(reader.last_epoch(id)?.map_or(0, |it| it + 1))
 }
 
-/// The threads that write events elsewhere.
-struct Sinks {
-    stop: CancellationToken,
-    threads: Vec<(String, thread::JoinHandle<anyhow::Result<()>>)>,
-}
-
-impl Sinks {
-    fn start(plan: &Plan, options: &Options, journal: &Writer) -> anyhow::Result<Sinks> {
-        let mut targets = Vec::new();
-        if options.print {
-            targets.push(("print".to_owned(), Target::Text(Clock::Local)));
-        }
-        for it in &plan.sinks {
-            let target = match &it.kind {
-                SinkKind::Stdout => Target::Stdout,
-                SinkKind::File { path, rotate_bytes, keep } => {
-                    let rotation = Rotation { bytes: *rotate_bytes, keep: *keep, sync: false };
-                    Target::File(path.clone(), rotation)
-                }
-            };
-            targets.push((it.name.clone(), target));
-        }
-        let stop = CancellationToken::new();
-        let cursor = journal.stats().next - 1;
-        let mut threads = Vec::new();
-        for (name, target) in targets {
-            let (path, stop): (PathBuf, _) = (plan.journal.path.clone(), stop.clone());
-            let thread = thread::Builder::new()
-                .name(format!("sink-{name}"))
-                .spawn(move || sink::run(&path, cursor, &target, &stop))?;
-            threads.push((name, thread));
-        }
-        Ok(Sinks { stop, threads })
+/// The sinks that are to run: those that are configured, with a cursor in the journal, and the
+/// terminal, which only shows what happens from now on.
+fn sinks(plan: &Plan, options: &Options, journal: &mut Writer) -> anyhow::Result<Vec<Sink>> {
+    let mut sinks = Vec::new();
+    if options.print {
+        let cursor = Cursor::new("print", journal.stats().next - 1);
+        sinks.push(Sink {
+            target: Target::Text(Clock::Local),
+            select: Select::default(),
+            progress: Progress::new(Arc::new(cursor)),
+        });
     }
-
-    /// A sink that ended though nobody told it to.
-    fn ended(&self) -> Option<&str> {
-        self.threads.iter().find(|it| it.1.is_finished()).map(|it| it.0.as_str())
+    for it in &plan.sinks {
+        let progress = Progress::new(journal.cursor(&it.name)?);
+        sinks.push(Sink { target: it.target.clone(), select: it.select.clone(), progress });
     }
-
-    /// Lets the sinks write what is committed, until `deadline`; a reader of standard output may
-    /// never take it.
-    fn stop(self, deadline: Instant) -> anyhow::Result<()> {
-        self.stop.cancel();
-        let mut result = Ok(());
-        for (name, thread) in self.threads {
-            while !thread.is_finished() && Instant::now() < deadline {
-                thread::sleep(Duration::from_millis(5));
-            }
-            let ended = if thread.is_finished() {
-                thread.join().unwrap_or_else(|_| Err(anyhow::anyhow!("panicked")))
-            } else {
-                Err(anyhow::anyhow!("still writing after {} s", DRAIN.as_secs()))
-            };
-            result = result.and(ended.with_context(|| format!("sink {name}")));
-        }
-        result
-    }
+    Ok(sinks)
 }

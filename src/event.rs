@@ -299,16 +299,19 @@ pub enum DaemonState {
     Reloaded,
     /// A new configuration was wrong; it follows the old one.
     Refused,
+    /// Retention will soon remove events that a sink has not delivered.
+    SinkAtRisk,
 }
 
 impl DaemonState {
     /// Every state.
-    pub const ALL: [DaemonState; 5] = [
+    pub const ALL: [DaemonState; 6] = [
         DaemonState::Started,
         DaemonState::Draining,
         DaemonState::Stopped,
         DaemonState::Reloaded,
         DaemonState::Refused,
+        DaemonState::SinkAtRisk,
     ];
 
     /// The name in events.
@@ -319,6 +322,7 @@ impl DaemonState {
             DaemonState::Stopped => "stopped",
             DaemonState::Reloaded => "config_reloaded",
             DaemonState::Refused => "config_refused",
+            DaemonState::SinkAtRisk => "sink_at_risk",
         }
     }
 }

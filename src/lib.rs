@@ -2,6 +2,7 @@
 
 // In reading order: what flows, how it flows, then the stages one by one, then what runs them.
 pub mod frame;
+pub mod jitter;
 pub mod ledger;
 pub mod pulse;
 pub mod secret;

@@ -21,12 +21,14 @@ use crate::{
     infer::batch::CloseReason,
     journal::writer::Stats,
     ledger::Stream,
+    sink::progress::Progress,
 };
 
 mod account;
 mod families;
 mod kinds;
 mod queues;
+mod sinks;
 mod streams;
 
 pub use kinds::{GpuTrouble, InferenceError, JournalLoss, Method, Route, Step};
@@ -34,6 +36,7 @@ pub use queues::QueueNow;
 
 use families::{counter, counters, gauge, gauges, histogram, histograms, real_gauge, register};
 use queues::Queues;
+use sinks::Sinks;
 use streams::Streams;
 
 /// Durations of a commit, in seconds.
@@ -72,6 +75,9 @@ pub struct Metrics {
     registry: Registry,
     streams: Arc<Streams>,
     queues: Arc<Queues>,
+    sinks: Arc<Sinks>,
+    sink_ack: HistogramVec,
+    delivery: HistogramVec,
     /// By stream id; what the publishing stage observes into without looking labels up.
     timers: RwLock<HashMap<String, Arc<Timers>>>,
     build_info: IntGaugeVec,
@@ -125,6 +131,8 @@ impl Metrics {
         let r = Registry::new();
         let streams = Arc::new(Streams::new());
         let queues = Arc::new(Queues::new());
+        let sinks = Arc::new(Sinks::new());
+        register(&r, sinks::Reader(sinks.clone()));
         register(&r, streams::Reader(streams.clone()));
         register(&r, queues::Reader(queues.clone()));
         let process = Box::new(ProcessCollector::for_self());
@@ -132,6 +140,17 @@ impl Metrics {
         Metrics {
             streams,
             queues,
+            sinks,
+            sink_ack: register(&r, histograms(
+                "sink_ack_duration_seconds",
+                "From handing a message to a broker's client to its acknowledgement.",
+                &["sink"],
+            )),
+            delivery: register(&r, histograms(
+                "delivery_seconds",
+                "From a frame's arrival to a broker's acknowledgement, by the wall clock.",
+                &["sink"],
+            )),
             timers: RwLock::default(),
             build_info: register(&r, gauges(
                 "build_info",
@@ -335,9 +354,23 @@ impl Metrics {
         self.journal.size.set(int(stats.size_bytes));
         self.journal.oldest.set(int(stats.oldest));
         self.journal.next.set(int(stats.next));
+        self.sinks.next(stats.next);
         raise(&self.journal.appended, stats.appended);
         let retention = [JournalLoss::Retention.name()];
         raise(&self.journal.lost.with_label_values(&retention), stats.lost);
+    }
+
+    /// Shows a sink.
+    pub fn add_sink(&self, progress: Arc<Progress>) {
+        self.sinks.add(progress);
+    }
+
+    /// A broker has acknowledged a message.
+    pub fn acked(&self, sink: &str, took: Duration, since_arrival: Option<Duration>) {
+        self.sink_ack.with_label_values(&[sink]).observe(took.as_secs_f64());
+        if let Some(it) = since_arrival {
+            self.delivery.with_label_values(&[sink]).observe(it.as_secs_f64());
+        }
     }
 
     /// A commit took this long.

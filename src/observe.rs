@@ -24,6 +24,7 @@ use crate::{
     pipeline::{Added, Pipeline},
     publish,
     pulse::Pulse,
+    sink::{deliver, progress::Progress},
     source::gst,
 };
 
@@ -94,6 +95,11 @@ impl Observer {
             self.metrics.add_edge(name, *capacity, counts.clone());
         }
         self.pulses.set(pipeline.pulses().to_vec()).expect("there is one pipeline");
+    }
+
+    /// Shows the sinks.
+    pub fn sinks(&self, sinks: impl Iterator<Item = Arc<Progress>>) {
+        sinks.for_each(|it| self.metrics.add_sink(it));
     }
 
     /// Shows a stream.
@@ -190,6 +196,12 @@ impl batch::Watch for Observer {
             tracing::error!(detail = now.detail, "the golden self-test failed");
         }
         *self.selftest.lock().unwrap_or_else(PoisonError::into_inner) = now;
+    }
+}
+
+impl deliver::Watch for Observer {
+    fn acked(&self, sink: &str, took: Duration, since_arrival: Option<Duration>) {
+        self.metrics.acked(sink, took, since_arrival);
     }
 }
 

@@ -98,11 +98,12 @@ impl Publisher {
         }
     }
 
-    /// Publishes until postprocess is gone. Says in the journal when it starts and stops.
+    /// Publishes until postprocess is gone. Says in the journal when it starts and stops. Gives the
+    /// journal back, for what is still to be noted in it.
     ///
     /// # Errors
     /// The journal failed in a way that forbids to go on.
-    pub fn run(mut self, input: Receiver<Item<Labelled>>, pulse: &Pulse) -> anyhow::Result<()> {
+    pub fn run(mut self, input: Receiver<Item<Labelled>>, pulse: &Pulse) -> anyhow::Result<Writer> {
         if let Some(Aside { last, .. }) = self.journal.take_aside() {
             // Where the old journal began was lost with it.
             let last = last.unwrap_or(1).max(1);
@@ -135,7 +136,7 @@ impl Publisher {
             "{} last events could not be written to the journal",
             self.group.len()
         );
-        Ok(())
+        Ok(self.journal)
     }
 
     fn daemon(&mut self, state: DaemonState) {
@@ -151,11 +152,32 @@ impl Publisher {
         match self.journal.maintain() {
             // More is due at once, that is after the next commit.
             Ok(true) => {}
-            Ok(false) => self.maintained = Instant::now(),
+            Ok(false) => {
+                self.maintained = Instant::now();
+                self.warn_of_losses();
+            }
             Err(error) if error.is_temporary() => self.say(&error),
             Err(error) => return Err(error.into()),
         }
         Ok(())
+    }
+
+    /// Tells of the sinks that will lose events to retention, while something can be done.
+    fn warn_of_losses(&mut self) {
+        for cursor in self.journal.newly_at_risk() {
+            let behind = self.journal.stats().next - 1 - cursor.get();
+            let detail = format!(
+                "sink {} has still to deliver {behind} events; retention will soon remove the first",
+                cursor.sink()
+            );
+            tracing::error!(
+                sink = cursor.sink(),
+                behind,
+                "retention will soon remove events that this sink has not delivered"
+            );
+            let (instance, state) = (&self.context.instance, DaemonState::SinkAtRisk);
+            self.group.push(Entry::Daemon(Event::daemon(instance, state, Some(&detail))));
+        }
     }
 
     /// Puts what an item says into the group, or into the account of its stream.

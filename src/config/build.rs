@@ -10,7 +10,7 @@ use crate::{
         Options, host_name,
         plan::{
             BatchPlan, DevicePlan, HttpPlan, JournalPlan, LimitsPlan, LogFormat, LogPlan,
-            ModelPlan, Plan, SinkKind, SinkPlan,
+            ModelPlan, Plan, SinkPlan,
         },
         problem::{Problem, escaped},
         read::{Fields, Item, Value},
@@ -19,6 +19,7 @@ use crate::{
     infer::wanted::{Precision, Use},
     journal::Retain,
     secret::Secret,
+    sink::{Target, file::Rotation, select::Select},
 };
 
 /// What the file is not, but what it needs.
@@ -232,7 +233,7 @@ impl Builder<'_> {
                     format!("another sink is called {name} too; give each a name of its own");
                 self.problems.push(it.problem("name", message));
             }
-            let kind = if kind == "file" {
+            let target = if kind == "file" {
                 let Some(path) = self.path(it, "path", false) else {
                     if !it.has("path") {
                         self.problems.push(it.problem("path", "a file sink needs it"));
@@ -241,16 +242,16 @@ impl Builder<'_> {
                 };
                 let rotate_bytes = it.size("rotate_bytes").unwrap_or(100 << 20);
                 let keep = it.int("keep").map_or(5, |it| u32::try_from(it).expect(BOUND));
-                SinkKind::File { path, rotate_bytes, keep }
+                Target::File(path, Rotation { bytes: rotate_bytes, keep, sync: false })
             } else {
                 for name in ["path", "rotate_bytes", "keep"] {
                     if it.has(name) {
                         self.problems.push(it.problem(name, "only a file sink can have this"));
                     }
                 }
-                SinkKind::Stdout
+                Target::Stdout
             };
-            sinks.push(SinkPlan { name, kind });
+            sinks.push(SinkPlan { name, target, select: Select::default() });
         }
         sinks
     }

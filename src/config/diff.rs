@@ -51,7 +51,7 @@ impl Diff {
 /// of its own.
 pub fn diff(old: &Plan, new: &Plan) -> Diff {
     let sinks = |plan: &Plan| -> BTreeMap<String, _> {
-        plan.sinks.iter().map(|it| (it.name.clone(), it.kind.clone())).collect()
+        plan.sinks.iter().map(|it| (it.name.clone(), it.clone())).collect()
     };
     let (model, device, batch) = (&old.model, &old.device, &old.batch);
     let fixed = [

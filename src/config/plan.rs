@@ -14,6 +14,7 @@ use crate::{
     journal::Retain,
     pipeline::WhenFull,
     secret::Secret,
+    sink::{Target, select::Select},
     source::{Transport, url::SourceUrl},
 };
 
@@ -155,28 +156,14 @@ pub struct JournalPlan {
 }
 
 /// Where events go besides the journal.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct SinkPlan {
     /// The name in metrics; matches the pattern of stream ids.
     pub name: String,
     /// What it is.
-    pub kind: SinkKind,
-}
-
-/// What a sink is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum SinkKind {
-    /// Lines on standard output.
-    Stdout,
-    /// Lines in a file that is moved aside when it has grown.
-    File {
-        /// The newest file.
-        path: PathBuf,
-        /// A file that would grow beyond this is moved aside first.
-        rotate_bytes: u64,
-        /// How many files are kept beside the newest.
-        keep: u32,
-    },
+    pub target: Target,
+    /// Which events it gets.
+    pub select: Select,
 }
 
 /// Metrics, health and the read API.

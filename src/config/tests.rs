@@ -11,11 +11,15 @@ use std::{
 use expect_test::{Expect, expect};
 
 use super::{
-    plan::SinkKind,
     raw::{Absent, Field, Kind},
     *,
 };
-use crate::{infer::wanted::Use, pipeline::WhenFull, source::Transport};
+use crate::{
+    infer::wanted::Use,
+    pipeline::WhenFull,
+    sink::{Target, file::Rotation},
+    source::Transport,
+};
 
 const ALONE: Options = Options { env: fake_env, secrets: true, files: false };
 
@@ -315,8 +319,8 @@ fn the_plan_is_complete_and_its_paths_are_the_file_s() {
     assert_eq!(it.device.device, Use::Cuda(1));
     assert_eq!(it.batch.buckets, Some(vec![8, 32]));
     let path = Path::new("/etc/gw/out.ndjson").to_owned();
-    let kind = SinkKind::File { path, rotate_bytes: 100 << 20, keep: 2 };
-    assert_eq!((it.sinks[1].name.as_str(), &it.sinks[1].kind), ("all", &kind));
+    let target = Target::File(path, Rotation { bytes: 100 << 20, keep: 2, sync: false });
+    assert_eq!((it.sinks[1].name.as_str(), &it.sinks[1].target), ("all", &target));
 }
 
 #[test]

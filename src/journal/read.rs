@@ -5,7 +5,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use rusqlite::{Connection, OpenFlags, Row, params, types::ValueRef};
@@ -28,6 +28,8 @@ pub struct Record {
     pub stream: Option<String>,
     /// The complete JSON object, on one line.
     pub json: String,
+    /// When it was appended, by the wall clock.
+    pub appended: SystemTime,
 }
 
 /// What one look at the journal gave.
@@ -211,7 +213,7 @@ impl Reader {
         let mut page = Page { cursor: after, ..Page::default() };
         {
             let mut statement = transaction.prepare_cached(&format!(
-                "SELECT seq, kind, stream, json, {crc} FROM event WHERE ?1 < seq ORDER BY seq LIMIT ?2",
+                "SELECT seq, kind, stream, json, {crc}, appended_us FROM event WHERE ?1 < seq ORDER BY seq LIMIT ?2",
             ))?;
             let mut rows = statement.query(params![after as i64, limit])?;
             let mut first = None;
@@ -282,6 +284,13 @@ fn wanted(row: &Row<'_>, seq: u64, filter: &Filter) -> rusqlite::Result<Option<R
     };
     let stream = text(2)?;
     let json = text(3)?.unwrap_or_default();
-    let record = || Record { seq, kind, stream: stream.map(str::to_owned), json: json.to_owned() };
+    let appended = row.get::<_, i64>(5)?.unsigned_abs();
+    let record = || Record {
+        seq,
+        kind,
+        stream: stream.map(str::to_owned),
+        json: json.to_owned(),
+        appended: SystemTime::UNIX_EPOCH + Duration::from_micros(appended),
+    };
     Ok(filter.matches(kind, stream, json).then(record))
 }

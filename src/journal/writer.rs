@@ -222,21 +222,23 @@ impl Writer {
         Ok(cursor)
     }
 
-    /// The sinks that retention will soon leave behind: what they have still to deliver begins in
-    /// the oldest fifth of what is kept, and the journal is nearly full or old.
-    pub fn at_risk(&self) -> Vec<Arc<Cursor>> {
+    /// The sinks that retention has come close to since the last look: what they have still to
+    /// deliver begins in the oldest fifth of what is kept, and the journal is nearly full or old.
+    pub fn newly_at_risk(&self) -> Vec<Arc<Cursor>> {
         let Stats { oldest, next, size_bytes, .. } = self.stats;
         let full = self.low || self.retain.bytes.is_some_and(|it| it / 5 * 4 < size_bytes);
         let fifth = oldest + (next - oldest) / 5;
-        let behind = |it: &&Tracked| {
+        let is_new = |it: &&Tracked| {
             let first = it.cursor.get() + 1;
-            first < next && ((full && first <= fifth) || (self.old_at(first)))
+            let close = (full && first <= fifth) || self.is_old(first);
+            let at_risk = first < next && close;
+            !it.cursor.set_at_risk(at_risk) && at_risk
         };
-        self.cursors.iter().filter(behind).map(|it| it.cursor.clone()).collect()
+        self.cursors.iter().filter(is_new).map(|it| it.cursor.clone()).collect()
     }
 
     /// Whether the event is older than four fifths of the age that is kept.
-    fn old_at(&self, seq: u64) -> bool {
+    fn is_old(&self, seq: u64) -> bool {
         let Some(age) = self.retain.age else { return false };
         let sql = "SELECT appended_us FROM event WHERE ?1 <= seq ORDER BY seq LIMIT 1";
         let appended = self.connection.prepare_cached(sql);

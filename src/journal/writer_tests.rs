@@ -305,13 +305,15 @@ fn what_retention_takes_from_a_sink_is_told_before_and_counted_after() {
     quick.advance(100);
     slow.advance(40);
     let names = |it: &Writer| -> Vec<String> {
-        it.at_risk().iter().map(|it| it.sink().to_owned()).collect()
+        it.newly_at_risk().iter().map(|it| it.sink().to_owned()).collect()
     };
     let age = |it| Retain { age: Some(it), ..Retain::default() };
     writer.set_retain(age(Duration::from_secs(3600)));
     assert_eq!(names(&writer), Vec::<String>::new());
     writer.set_retain(age(Duration::from_nanos(1)));
     assert_eq!(names(&writer), ["slow"]);
+    assert!(slow.is_at_risk() && !quick.is_at_risk());
+    assert_eq!(names(&writer), Vec::<String>::new(), "told once");
     while writer.maintain().unwrap() {}
     assert_eq!((writer.stats().oldest, writer.stats().lost), (101, 60));
 }

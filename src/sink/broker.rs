@@ -1,6 +1,10 @@
 //! What the loop of a sink asks of a broker, and what a broker says of a failure.
 
-use std::{fmt, path::PathBuf};
+use std::{
+    fmt,
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
 
 use crate::{event::Kind, secret::Secret};
 
@@ -17,9 +21,19 @@ pub struct Message {
     pub stream: Option<String>,
     /// The complete JSON object.
     pub json: String,
+    /// When it was appended to the journal.
+    pub appended: SystemTime,
 }
 
 impl Message {
+    /// When the frame reached us, by the wall clock; `None` for other events.
+    pub fn arrived(&self) -> Option<SystemTime> {
+        let (_, rest) = self.json.split_once(r#""ingest_time":""#)?;
+        let (text, _) = rest.split_once('"')?;
+        let format = &time::format_description::well_known::Rfc3339;
+        time::OffsetDateTime::parse(text, format).ok().map(SystemTime::from)
+    }
+
     /// The journal's id, the first part of the event's.
     pub fn journal(&self) -> &str {
         self.id.split('-').next().expect("split gives at least one part")
@@ -88,13 +102,15 @@ pub enum Code {
     TooLarge,
     /// The broker has no room.
     Full,
+    /// Whoever read what is written has gone for good: the sink ends, and the daemon with it.
+    Closed,
     /// Anything else.
     Error,
 }
 
 impl Code {
     /// Every code.
-    pub const ALL: [Code; 9] = [
+    pub const ALL: [Code; 10] = [
         Code::Refused,
         Code::Timeout,
         Code::Auth,
@@ -103,6 +119,7 @@ impl Code {
         Code::NotFound,
         Code::TooLarge,
         Code::Full,
+        Code::Closed,
         Code::Error,
     ];
 
@@ -117,6 +134,7 @@ impl Code {
             Code::NotFound => "not_found",
             Code::TooLarge => "too_large",
             Code::Full => "full",
+            Code::Closed => "closed",
             Code::Error => "error",
         }
     }
@@ -129,12 +147,14 @@ pub struct Fault {
     pub code: Code,
     /// What happened and where, without secrets.
     pub error: anyhow::Error,
+    /// When the broker asked to be tried again, if it did.
+    pub retry_after: Option<Duration>,
 }
 
 impl Fault {
     /// A fault with what happened.
     pub fn new(code: Code, error: impl Into<anyhow::Error>) -> Fault {
-        Fault { code, error: error.into() }
+        Fault { code, error: error.into(), retry_after: None }
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
 };
 
 /// How a [`RotatingFile`] rotates.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rotation {
     /// A file that would grow beyond this is moved aside first.
     pub bytes: u64,

@@ -1,91 +1,146 @@
-//! Where events go besides the journal: readers of it, each with its own cursor.
+//! Where events go besides the journal: independent readers of it, each with its own cursor.
+//!
+//! Every sink has a thread that reads the journal ([`feed`]) and one that delivers ([`deliver`]) to
+//! its broker ([`broker`]), so that no sink waits for another and inference waits for none.
 
 pub mod broker;
+pub mod dead;
+pub mod deliver;
+pub mod feed;
 pub mod file;
+pub mod lines;
+pub mod progress;
+pub mod select;
 
 use std::{
-    io::Write,
-    path::{Path, PathBuf},
-    time::Duration,
+    path::Path,
+    sync::Arc,
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    cli::text::{self, Clock},
-    journal::{
-        filter::Filter,
-        read::{Reader, Record},
+    cli::text::Clock,
+    journal::read::Reader,
+    sink::{
+        broker::Broker,
+        dead::DeadLetters,
+        deliver::{Delivery, Watch},
+        lines::{File, Stdout},
+        progress::Progress,
+        select::Select,
     },
-    sink::file::{RotatingFile, Rotation},
 };
 
-/// Events looked at in one read transaction.
-const PAGE: u32 = 512;
-/// How soon a stop is seen.
-const WAIT: Duration = Duration::from_millis(200);
-
 /// What a sink writes to.
+#[derive(Clone, Debug, PartialEq)]
 pub enum Target {
     /// Lines for people on standard output.
     Text(Clock),
     /// NDJSON on standard output.
     Stdout,
     /// NDJSON in a file that is moved aside when it has grown.
-    File(PathBuf, Rotation),
+    File(std::path::PathBuf, file::Rotation),
 }
 
-/// Writes every event after `cursor` until `stop`; what was committed before the stop is still
-/// written.
-///
-/// # Errors
-/// The journal cannot be read, or the target cannot be written.
-pub fn run(
-    journal: &Path,
-    mut cursor: u64,
-    target: &Target,
-    stop: &CancellationToken,
-) -> anyhow::Result<()> {
-    let mut reader = Reader::open(journal)?;
-    let mut file = match target {
-        Target::File(path, rotation) => {
-            let open = RotatingFile::open(path, *rotation);
-            Some(open.with_context(|| format!("opening {}", path.display()))?)
-        }
-        Target::Text(_) | Target::Stdout => None,
-    };
-    let filter = Filter::default();
-    loop {
-        // Asked before the look, so that the last look is after the stop.
-        let last = stop.is_cancelled();
-        let page = reader.page(cursor, &filter, PAGE)?;
-        cursor = page.cursor;
-        match &mut file {
-            Some(file) => {
-                for record in &page.records {
-                    file.write_line(&record.json)?;
+/// One sink that is to run.
+pub struct Sink {
+    /// What it writes to.
+    pub target: Target,
+    /// Which events it gets.
+    pub select: Select,
+    /// How it stands.
+    pub progress: Arc<Progress>,
+}
+
+/// The sinks that run.
+pub struct Sinks {
+    stop: CancellationToken,
+    threads: Vec<(String, JoinHandle<anyhow::Result<()>>)>,
+}
+
+impl Sinks {
+    /// Starts them. Each begins where its cursor stands.
+    ///
+    /// # Errors
+    /// The journal cannot be read, or the operating system refused a thread. A broker that is away
+    /// is no error: what it should get waits in the journal.
+    pub fn start(
+        sinks: Vec<Sink>,
+        journal: &Path,
+        instance: &str,
+        watch: &Arc<dyn Watch>,
+    ) -> anyhow::Result<Sinks> {
+        let stop = CancellationToken::new();
+        let mut threads = Vec::new();
+        for Sink { target, select, progress } in sinks {
+            let name = progress.cursor.sink().to_owned();
+            let reader = Reader::open(journal).with_context(|| format!("sink {name}"))?;
+            let (cursor, instance, ended) =
+                (progress.cursor.get(), instance.to_owned(), stop.clone());
+            // One part lies ready while one is delivered.
+            let (parts, parts_rx) = mpsc::channel(1);
+            let feed = move || feed::run(reader, cursor, (&select, &instance), &parts, &ended);
+            threads.push((format!("sink {name}"), spawn(&format!("feed-{name}"), feed)?));
+            let dead = DeadLetters::new(journal, &name);
+            let delivery = Delivery { progress, dead, watch: watch.clone(), stop: stop.clone() };
+            let deliver = move || match target {
+                Target::Text(clock) => run(delivery, Stdout { text: Some(clock) }, parts_rx),
+                Target::Stdout => run(delivery, Stdout { text: None }, parts_rx),
+                Target::File(path, rotation) => {
+                    run(delivery, File { path, rotation, file: None }, parts_rx)
                 }
-                file.flush()?;
-            }
-            None => print(&page.records, target)?,
+            };
+            threads.push((format!("sink {name}"), spawn(&format!("sink-{name}"), deliver)?));
         }
-        if page.records.is_empty() {
-            if last {
-                return Ok(());
+        Ok(Sinks { stop, threads })
+    }
+
+    /// A sink that ended though nobody told it to.
+    pub fn ended(&self) -> Option<&str> {
+        self.threads.iter().find(|it| it.1.is_finished()).map(|it| it.0.as_str())
+    }
+
+    /// Lets the sinks deliver what is committed, until `deadline`.
+    ///
+    /// # Errors
+    /// Why a sink failed, or that it hangs.
+    pub fn stop(self, deadline: Instant) -> anyhow::Result<()> {
+        self.stop.cancel();
+        let mut result = Ok(());
+        for (name, thread) in self.threads {
+            while !thread.is_finished() && Instant::now() < deadline {
+                thread::sleep(Duration::from_millis(5));
             }
-            reader.wait(WAIT);
+            let ended = if thread.is_finished() {
+                thread.join().unwrap_or_else(|_| Err(anyhow::anyhow!("panicked")))
+            } else {
+                Err(anyhow::anyhow!("still writing at the deadline"))
+            };
+            result = result.and(ended.context(name));
         }
+        result
     }
 }
 
-fn print(records: &[Record], target: &Target) -> std::io::Result<()> {
-    let mut out = std::io::stdout().lock();
-    for record in records {
-        match target {
-            Target::Text(clock) => writeln!(out, "{}", text::event(&record.json, *clock))?,
-            Target::Stdout | Target::File(..) => writeln!(out, "{}", record.json)?,
-        }
-    }
-    out.flush()
+/// Runs one sink's loop with a runtime of its own.
+fn run(
+    delivery: Delivery,
+    broker: impl Broker,
+    parts: mpsc::Receiver<feed::Part>,
+) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(delivery.run(broker, parts))
+}
+
+fn spawn(
+    name: &str,
+    body: impl FnOnce() -> anyhow::Result<()> + Send + 'static,
+) -> anyhow::Result<JoinHandle<anyhow::Result<()>>> {
+    let thread = thread::Builder::new().name(name.to_owned()).spawn(body);
+    thread.with_context(|| format!("starting thread {name}"))
 }

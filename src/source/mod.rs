@@ -9,7 +9,6 @@ pub mod supervise;
 pub mod url;
 
 use std::{
-    hash::{BuildHasher, Hasher, RandomState},
     mem,
     path::PathBuf,
     pin::pin,
@@ -24,6 +23,7 @@ use tracing::{debug, warn};
 
 use crate::{
     frame::{Code, EpochEnd, Frame, Meta, Picture, Skipped, State, StateChange, Timing},
+    jitter,
     ledger::{InFlight, Stream},
     secret::Secret,
     source::{
@@ -315,7 +315,7 @@ impl Reader<'_> {
             }
             let was_up = matches!(self.told, Some((State::Up, _)));
             let state = if error.code == Code::Stall { State::Stalled } else { State::Down };
-            let pause = self.backoff.next(error.code, random());
+            let pause = self.backoff.next(error.code, jitter::random());
             self.tell(state, Some(error), Some(pause))?;
             if was_up {
                 self.attempt = 0;
@@ -459,11 +459,4 @@ impl Wake for Unpark {
     fn wake(self: Arc<Self>) {
         self.0.unpark();
     }
-}
-
-/// A random number in 0.0..1.0, good enough to spread tries over time.
-fn random() -> f64 {
-    // The keys of the standard library's hash maps come from the operating system.
-    let bits = RandomState::new().build_hasher().finish() >> 11;
-    bits as f64 / (1_u64 << 53) as f64
 }

@@ -17,7 +17,15 @@ const ONLY: &[(&str, &[&str])] = &[
     ("unsafe ", &["preprocess/simd.rs", "infer/device.rs", "infer/gpu.rs"]),
     (
         "thread::Builder",
-        &["pipeline.rs", "daemon.rs", "http/mod.rs", "source/gst/", "journal/", "infer/"],
+        &[
+            "pipeline.rs",
+            "daemon.rs",
+            "http/mod.rs",
+            "sink/mod.rs",
+            "source/gst/",
+            "journal/",
+            "infer/",
+        ],
     ),
     (
         "Instant::now",

@@ -1,0 +1,80 @@
+//! How a sink stands: counted by the loop that delivers, read when somebody scrapes.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, SystemTime},
+};
+
+use crate::{journal::cursor::Cursor, sink::broker::Code};
+
+/// The counts of one sink.
+#[derive(Debug)]
+pub struct Progress {
+    /// How far it has come.
+    pub cursor: Arc<Cursor>,
+    /// Whether it is connected.
+    pub up: AtomicBool,
+    /// Messages handed to the broker's client, again if they had to be.
+    pub sent: AtomicU64,
+    /// Messages acknowledged.
+    pub acked: AtomicU64,
+    /// Of those, the ones that the broker said it had already.
+    pub duplicates: AtomicU64,
+    /// Deliveries that were broken off and begun again.
+    pub retries: AtomicU64,
+    /// Messages that the broker will never take, written to the dead-letter file.
+    pub dead: AtomicU64,
+    /// Events that were gone from the journal before this sink had them.
+    pub lost: AtomicU64,
+    errors: [AtomicU64; Code::ALL.len()],
+    /// When the oldest message in hand was appended, in microseconds since 1970; 0 if none is.
+    oldest_us: AtomicI64,
+}
+
+impl Progress {
+    /// Of a sink that begins at `cursor`.
+    pub fn new(cursor: Arc<Cursor>) -> Arc<Progress> {
+        Arc::new(Progress {
+            cursor,
+            up: AtomicBool::default(),
+            sent: AtomicU64::default(),
+            acked: AtomicU64::default(),
+            duplicates: AtomicU64::default(),
+            retries: AtomicU64::default(),
+            dead: AtomicU64::default(),
+            lost: AtomicU64::default(),
+            errors: Default::default(),
+            oldest_us: AtomicI64::default(),
+        })
+    }
+
+    /// Counts a failure.
+    pub fn failed(&self, code: Code) {
+        self.errors[code as usize].fetch_add(1, Relaxed);
+    }
+
+    /// Failures so far.
+    pub fn errors(&self, code: Code) -> u64 {
+        self.errors[code as usize].load(Relaxed)
+    }
+
+    /// The oldest message in hand was appended then; `None` if there is none.
+    pub fn waiting(&self, appended: Option<SystemTime>) {
+        let since = |it: SystemTime| it.duration_since(SystemTime::UNIX_EPOCH).ok();
+        let us = appended.and_then(since).map_or(0, |it| it.as_micros() as i64);
+        self.oldest_us.store(us, Relaxed);
+    }
+
+    /// How long the oldest message in hand has been in the journal.
+    pub fn oldest_unacked(&self) -> Duration {
+        let us = self.oldest_us.load(Relaxed);
+        if us == 0 {
+            return Duration::ZERO;
+        }
+        let appended = SystemTime::UNIX_EPOCH + Duration::from_micros(us.unsigned_abs());
+        appended.elapsed().unwrap_or_default()
+    }
+}
