@@ -291,11 +291,11 @@ impl Metrics {
         self.queues.add(name, capacity, Box::new(look));
     }
 
-    /// Adds a queue that only counts, and does not know the age of what waits in it.
+    /// Adds an edge as a queue.
     pub fn add_edge(&self, name: &str, capacity: usize, counts: Arc<Counts>) {
         self.add_queue(name, capacity, move || QueueNow {
             length: counts.depth(),
-            oldest_age: None,
+            oldest_age: counts.oldest_age(),
         });
     }
 

@@ -156,7 +156,7 @@ fn populate(metrics: &Metrics) -> (Arc<Stream>, Meta) {
     drop(frame(&stream));
     metrics.add_queue("journal", 128, || QueueNow {
         length: 3,
-        oldest_age: Some(Duration::from_millis(250)),
+        oldest_age: Duration::from_millis(250),
     });
     let (sender, receiver) = ghostwatch::edge::edge(4);
     sender.send(()).unwrap();

@@ -22,6 +22,7 @@ const ONLY: &[(&str, &[&str])] = &[
     (
         "Instant::now",
         &[
+            "edge/counts.rs",
             "source/",
             "infer/",
             "preprocess/worker.rs",
