@@ -258,11 +258,6 @@ impl Metrics {
         }
     }
 
-    /// Says what comes out of a stream's decoder. Not known before the first frame.
-    pub fn set_stream_info(&self, id: &str, codec: &str, size: (u32, u32)) {
-        self.streams.set_info(id, codec, size);
-    }
-
     /// A stream's state has changed.
     pub fn stream_changed(&self, change: &StateChange) {
         self.streams.changed(change);
