@@ -25,6 +25,7 @@ use crate::{
 
 mod account;
 mod families;
+mod gpus;
 mod kinds;
 mod queues;
 mod streams;
@@ -322,6 +323,12 @@ impl Metrics {
             let holds = trouble == Some(it);
             self.gpu_unusable.with_label_values(&[it.name()]).set(i64::from(holds));
         }
+    }
+
+    /// Shows the machine's GPUs from now on, as far as NVIDIA's library is there. Not to be called
+    /// twice.
+    pub fn watch_gpus(&self) {
+        register(&self.registry, gpus::Reader::new());
     }
 
     /// How the journal stands. The counts in it are those since it was opened.

@@ -14,10 +14,19 @@ const ONLY: &[(&str, &[&str])] = &[
     ("prometheus::", &["metrics.rs", "metrics/"]),
     ("serde_yaml", &["config/mod.rs"]),
     ("hyper::", &["http/"]),
+    ("nvml_wrapper::", &["metrics/gpus.rs"]),
     ("unsafe ", &["preprocess/simd.rs", "infer/device.rs", "infer/gpu.rs"]),
     (
         "thread::Builder",
-        &["pipeline.rs", "daemon.rs", "http/mod.rs", "source/gst/", "journal/", "infer/"],
+        &[
+            "pipeline.rs",
+            "daemon.rs",
+            "http/mod.rs",
+            "source/gst/",
+            "journal/",
+            "infer/",
+            "metrics/gpus.rs",
+        ],
     ),
     (
         "Instant::now",
