@@ -2,40 +2,19 @@
 //!
 //! An edge counts what passes through it, so that stages need no metrics code of their own.
 
+mod counts;
 pub mod merge;
 
+pub use counts::Counts;
+
 use std::{
-    sync::{
-        Arc, Weak,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    sync::{Arc, Weak},
     time::{Duration, Instant},
 };
 
 use crossbeam_channel as channel;
 
 use crate::pulse::TURN;
-
-/// Counts of one edge. The depth is `sent - received - replaced`.
-#[derive(Debug, Default)]
-pub struct Counts {
-    sent: AtomicU64,
-    received: AtomicU64,
-    replaced: AtomicU64,
-}
-
-impl Counts {
-    /// Items waiting now.
-    pub fn depth(&self) -> u64 {
-        let gone = self.received.load(Relaxed) + self.replaced.load(Relaxed);
-        self.sent.load(Relaxed).saturating_sub(gone)
-    }
-
-    /// Items that a newer one took the place of.
-    pub fn replaced(&self) -> u64 {
-        self.replaced.load(Relaxed)
-    }
-}
 
 /// The stage after this edge is gone.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -78,7 +57,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 pub fn edge<T>(capacity: usize) -> (Sender<T>, Receiver<T>) {
     let (tx, rx) = channel::bounded(capacity);
     let alive = Arc::new(());
-    let counts = Arc::new(Counts::default());
+    let counts = Arc::new(Counts::new(capacity));
     let sender = Sender {
         queue: tx,
         waiting: rx.clone(),
@@ -120,7 +99,7 @@ impl<T> Sender<T> {
             }
             match self.queue.send_timeout(item, LOOK_EVERY) {
                 Ok(()) => {
-                    self.count_sent();
+                    self.counts.count_sent();
                     return Ok(());
                 }
                 Err(back) => item = back.into_inner(),
@@ -141,7 +120,7 @@ impl<T> Sender<T> {
         }
         match self.queue.try_send(item) {
             Ok(()) => {
-                self.count_sent();
+                self.counts.count_sent();
                 Ok(())
             }
             Err(back) => Err(NotSent::Full(back.into_inner())),
@@ -161,7 +140,7 @@ impl<T> Sender<T> {
                 Err(NotSent::Full(back)) => item = back,
             }
             if let Ok(old) = self.waiting.try_recv() {
-                self.counts.replaced.fetch_add(1, Relaxed);
+                self.counts.count_replaced();
                 absorb(&mut item, old);
             }
         }
@@ -179,10 +158,6 @@ impl<T> Sender<T> {
     pub fn counts(&self) -> Arc<Counts> {
         self.counts.clone()
     }
-
-    fn count_sent(&self) {
-        self.counts.sent.fetch_add(1, Relaxed);
-    }
 }
 
 impl<T> Clone for Receiver<T> {
@@ -199,7 +174,7 @@ impl<T> Receiver<T> {
     /// Takes the next item; `None` when the edge is closed and empty.
     pub fn recv(&self) -> Option<T> {
         let item = self.queue.recv().ok()?;
-        self.counts.received.fetch_add(1, Relaxed);
+        self.counts.count_received();
         Some(item)
     }
 
@@ -219,7 +194,7 @@ impl<T> Receiver<T> {
     /// Takes the next item if there is one now.
     pub fn try_recv(&self) -> Option<T> {
         let item = self.queue.try_recv().ok()?;
-        self.counts.received.fetch_add(1, Relaxed);
+        self.counts.count_received();
         Some(item)
     }
 
@@ -229,7 +204,7 @@ impl<T> Receiver<T> {
     /// Timeout, or disconnected when the edge is closed and empty.
     pub fn recv_deadline(&self, deadline: Instant) -> Result<T, channel::RecvTimeoutError> {
         let item = self.queue.recv_deadline(deadline)?;
-        self.counts.received.fetch_add(1, Relaxed);
+        self.counts.count_received();
         Ok(item)
     }
 }

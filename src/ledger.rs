@@ -7,7 +7,7 @@
 use std::{
     ops::Deref,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicI64, AtomicU8, AtomicU64, Ordering::Relaxed},
     },
 };
@@ -36,6 +36,12 @@ pub struct Stream {
     dropped: [[AtomicU64; Reason::ALL.len()]; StageName::ALL.len()],
     /// Tries to connect that gave a first frame.
     pub connects: AtomicU64,
+    /// Tries to connect that ended without one.
+    pub connects_failed: AtomicU64,
+    /// What comes in before the decoder; empty before that is known.
+    codec: Mutex<String>,
+    /// Width and height of the last picture in pixels, as two halves; 0 before the first.
+    size: AtomicU64,
     /// When the last decoded frame came, in milliseconds since the Unix epoch; 0 before the first.
     pub last_frame_ms: AtomicU64,
     state: AtomicU8,
@@ -55,6 +61,9 @@ impl Stream {
             in_flight: AtomicI64::new(0),
             dropped: Default::default(),
             connects: AtomicU64::new(0),
+            connects_failed: AtomicU64::new(0),
+            codec: Mutex::default(),
+            size: AtomicU64::new(0),
             last_frame_ms: AtomicU64::new(0),
             state: AtomicU8::new(State::Connecting as u8),
             states_in_flight: AtomicI64::new(0),
@@ -87,6 +96,23 @@ impl Stream {
         let ended = self.published.load(Relaxed) + self.dropped_total();
         let missing = self.decoded.load(Relaxed) as i64 - ended as i64;
         missing - self.in_flight()
+    }
+
+    /// Sets what comes in before the decoder.
+    pub fn set_codec(&self, codec: String) {
+        *self.codec.lock().unwrap_or_else(PoisonError::into_inner) = codec;
+    }
+
+    /// Sets the width and height of a decoded picture.
+    pub fn set_size(&self, (width, height): (u32, u32)) {
+        self.size.store(u64::from(width) << 32 | u64::from(height), Relaxed);
+    }
+
+    /// The codec, and width and height of the last picture. `None` before the first.
+    pub fn info(&self) -> Option<(String, u32, u32)> {
+        let size = self.size.load(Relaxed);
+        let codec = self.codec.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        (0 < size && !codec.is_empty()).then_some((codec, (size >> 32) as u32, size as u32))
     }
 
     /// A change of state was sent on its way to the journal.

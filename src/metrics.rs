@@ -26,6 +26,7 @@ use crate::{
 
 mod account;
 mod families;
+mod gpus;
 mod kinds;
 mod queues;
 mod sinks;
@@ -277,11 +278,6 @@ impl Metrics {
         }
     }
 
-    /// Says what comes out of a stream's decoder. Not known before the first frame.
-    pub fn set_stream_info(&self, id: &str, codec: &str, size: (u32, u32)) {
-        self.streams.set_info(id, codec, size);
-    }
-
     /// A stream's state has changed.
     pub fn stream_changed(&self, change: &StateChange) {
         self.streams.changed(change);
@@ -310,11 +306,11 @@ impl Metrics {
         self.queues.add(name, capacity, Box::new(look));
     }
 
-    /// Adds a queue that only counts, and does not know the age of what waits in it.
+    /// Adds an edge as a queue.
     pub fn add_edge(&self, name: &str, capacity: usize, counts: Arc<Counts>) {
         self.add_queue(name, capacity, move || QueueNow {
             length: counts.depth(),
-            oldest_age: None,
+            oldest_age: counts.oldest_age(),
         });
     }
 
@@ -346,6 +342,12 @@ impl Metrics {
             let holds = trouble == Some(it);
             self.gpu_unusable.with_label_values(&[it.name()]).set(i64::from(holds));
         }
+    }
+
+    /// Shows the machine's GPUs from now on, as far as NVIDIA's library is there. Not to be called
+    /// twice.
+    pub fn watch_gpus(&self) {
+        register(&self.registry, gpus::Reader::new());
     }
 
     /// How the journal stands. The counts in it are those since it was opened.

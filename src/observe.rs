@@ -67,6 +67,7 @@ impl Observer {
             GpuStatus::Unusable(reason) => Some(reason.clone()),
             GpuStatus::Absent | GpuStatus::Ready(_) => None,
         };
+        metrics.watch_gpus();
         metrics.set_gpu_trouble(gpu.as_deref().map(GpuTrouble::of));
         Arc::new(Observer {
             metrics,

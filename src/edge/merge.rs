@@ -1,9 +1,6 @@
 //! Many edges read as one, each in its turn, with an eye on when more is due.
 
-use std::{
-    sync::atomic::Ordering::Relaxed,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use crossbeam_channel as channel;
 
@@ -150,7 +147,7 @@ impl<T: Timed> Merge<T> {
 
 impl<T: Timed> Lane<T> {
     fn took(&mut self, item: &T) {
-        self.edge.counts.received.fetch_add(1, Relaxed);
+        self.edge.counts.count_received();
         let Some(moment) = item.moment() else { return };
         if let Some(last) = self.last {
             let gap = moment.saturating_duration_since(last);

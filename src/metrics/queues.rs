@@ -22,8 +22,8 @@ use super::{
 pub struct QueueNow {
     /// Items waiting.
     pub length: u64,
-    /// How long the first of them has waited; `None` iff the queue does not know.
-    pub oldest_age: Option<Duration>,
+    /// How long the first of them has waited; 0 if there is none.
+    pub oldest_age: Duration,
 }
 
 struct Queue {
@@ -55,7 +55,7 @@ impl Families {
             capacity: gauges("queue_capacity", "Items that a queue can hold.", &labels),
             oldest_age: real_gauges(
                 "queue_oldest_age_seconds",
-                "How long the first item of a queue has waited.",
+                "How long the first item of a queue has waited; 0 if none waits.",
                 &labels,
             ),
         }
@@ -98,9 +98,7 @@ impl Collector for Reader {
             let label = [name.as_str()];
             families.length.with_label_values(&label).set(now.length as i64);
             families.capacity.with_label_values(&label).set(queue.capacity as i64);
-            if let Some(age) = now.oldest_age {
-                families.oldest_age.with_label_values(&label).set(age.as_secs_f64());
-            }
+            families.oldest_age.with_label_values(&label).set(now.oldest_age.as_secs_f64());
         }
         families.all().iter().flat_map(|it| it.collect()).collect()
     }

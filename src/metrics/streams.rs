@@ -56,7 +56,6 @@ struct Told {
     up: bool,
     /// By code.
     disconnects: BTreeMap<&'static str, u64>,
-    info: Option<(String, u32, u32)>,
 }
 
 #[derive(Default)]
@@ -88,16 +87,6 @@ impl Streams {
     pub(crate) fn remove(&self, id: &str) {
         if let Some(entry) = self.by_id.write().expect(LOCK).remove(id) {
             self.leaving.lock().expect(LOCK).streams.push(entry.stream);
-        }
-    }
-
-    pub(crate) fn set_info(&self, id: &str, codec: &str, size: (u32, u32)) {
-        // The camera names the codec, so anything odd is not shown.
-        let plain = |it: u8| it.is_ascii_alphanumeric() || b"-_.".contains(&it);
-        let known = codec.len() <= 32 && codec.bytes().all(plain);
-        let codec = if known { codec } else { "other" };
-        if let Some(entry) = self.by_id.read().expect(LOCK).get(id) {
-            entry.told.lock().expect(LOCK).info = Some((codec.to_owned(), size.0, size.1));
         }
     }
 
@@ -159,7 +148,7 @@ impl Families {
         Families {
             info: gauges(
                 "stream_info",
-                "What comes out of a stream; always 1.",
+                "What a stream is coded in, and the size of its pictures; always 1.",
                 &["stream", "codec", "width", "height"],
             ),
             up: gauges("stream_up", "1 while frames come, else 0.", &id),
@@ -171,7 +160,7 @@ impl Families {
             last_frame: real_gauges(timestamp, "When a frame was decoded last.", &id),
             connects: counters(
                 "stream_connects_total",
-                "Tries to connect that gave a first frame.",
+                "Tries to connect, by whether they gave a first frame.",
                 &["stream", "result"],
             ),
             disconnects: counters(
@@ -223,8 +212,9 @@ impl Families {
         if 0 < last_frame_ms {
             self.last_frame.with_label_values(&[id]).set(last_frame_ms as f64 / 1000.0);
         }
-        let connects = stream.connects.load(Relaxed);
-        self.connects.with_label_values(&[id, "ok"]).inc_by(connects);
+        for (result, count) in [("ok", &stream.connects), ("failed", &stream.connects_failed)] {
+            self.connects.with_label_values(&[id, result]).inc_by(count.load(Relaxed));
+        }
         if let Some(fps) = entry.wanted_fps {
             self.wanted_fps.with_label_values(&[id]).set(fps);
         }
@@ -242,9 +232,9 @@ impl Families {
         for (reason, count) in &told.disconnects {
             self.disconnects.with_label_values(&[id, reason]).inc_by(*count);
         }
-        if let Some((codec, width, height)) = &told.info {
+        if let Some((codec, width, height)) = stream.info() {
             let (width, height) = (width.to_string(), height.to_string());
-            self.info.with_label_values(&[id, codec, &width, &height]).set(1);
+            self.info.with_label_values(&[id, shown(&codec), &width, &height]).set(1);
         }
     }
 
@@ -259,6 +249,12 @@ impl Families {
             }
         }
     }
+}
+
+/// A file or camera can name the codec, so anything odd is not shown.
+fn shown(codec: &str) -> &str {
+    let plain = |it: u8| it.is_ascii_alphanumeric() || b"-_.".contains(&it);
+    if codec.len() <= 32 && codec.bytes().all(plain) { codec } else { "other" }
 }
 
 impl Collector for Reader {

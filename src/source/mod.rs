@@ -324,8 +324,17 @@ impl Reader<'_> {
         }
     }
 
-    /// Opens the stream and reads until that breaks.
+    /// One try: opens the stream and reads until that breaks.
     fn connection(&mut self, opener: &mut dyn Opener) -> Result<Broke, Closed> {
+        let good = self.stream.connects.load(Relaxed);
+        let broke = self.read(opener)?;
+        if !matches!(broke, Broke::Stopped) && self.stream.connects.load(Relaxed) == good {
+            self.stream.connects_failed.fetch_add(1, Relaxed);
+        }
+        Ok(broke)
+    }
+
+    fn read(&mut self, opener: &mut dyn Opener) -> Result<Broke, Closed> {
         if self.stop.is_cancelled() {
             return Ok(Broke::Stopped);
         }
@@ -362,6 +371,9 @@ impl Reader<'_> {
         self.stream.last_frame_ms.store(ms, Relaxed);
 
         let Decoded { picture, pts, arrived, arrived_wall, captured, .. } = decoded;
+        let side = |it: usize| u32::try_from(it).expect("a side within the configured limit");
+        let size = (side(picture.width), side(picture.height));
+        self.stream.set_size(size);
         let seen = Seen { pts, arrived, arrived_wall, captured };
         if self.clock.breaks(&seen) {
             self.tell(State::Up, None, None)?;
@@ -379,7 +391,6 @@ impl Reader<'_> {
             self.skipped.add(reason);
             return Ok(());
         }
-        let size = |it: usize| u32::try_from(it).expect("a side within the configured limit");
         let meta = Meta {
             stream: frame,
             epoch: stamp.epoch,
@@ -388,7 +399,7 @@ impl Reader<'_> {
             time: stamp.time,
             time_source: stamp.source,
             ingest_time: arrived_wall,
-            size: (size(picture.width), size(picture.height)),
+            size,
             timing: Timing::at(arrived, decoded.decoded),
             skipped: mem::take(&mut self.skipped),
         };

@@ -21,11 +21,11 @@ use crate::{
 const FRAME: &str = "io.ghostwatch.frame.classified.v1";
 const STATE: &str = "io.ghostwatch.stream.state.v1";
 
-fn root() -> &'static Path {
+pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-fn clip(name: &str) -> String {
+pub(crate) fn clip(name: &str) -> String {
     format!("file://{}", source::clip(name).display())
 }
 
@@ -35,12 +35,12 @@ fn ghostwatch(folder: &Path) -> Command {
     command
 }
 
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// Writes a configuration with these streams; gives the address of its metrics.
-fn configure(folder: &Path, streams: &str) -> String {
+pub(crate) fn configure(folder: &Path, streams: &str) -> String {
     let listen = format!("127.0.0.1:{}", free_port());
     let weights = root().join("weights/ghostnet-1x-demo.safetensors");
     let text = format!(
@@ -107,7 +107,7 @@ fn account(events: &[Value]) -> BTreeMap<String, (u64, u64)> {
     all
 }
 
-fn start(folder: &Path) -> Child {
+pub(crate) fn start(folder: &Path) -> Child {
     let log = fs::File::create(folder.join("log")).unwrap();
     ghostwatch(folder).arg("run").stderr(log).stdout(Stdio::null()).spawn().unwrap()
 }
@@ -118,7 +118,7 @@ fn signal(child: &Child, name: &str) {
 }
 
 /// Ends a daemon as an operator does; it must account for everything in time.
-fn drain(mut child: Child, folder: &Path) {
+pub(crate) fn drain(mut child: Child, folder: &Path) {
     signal(&child, "TERM");
     let deadline = within(10_500);
     let status = loop {
@@ -132,7 +132,7 @@ fn drain(mut child: Child, folder: &Path) {
     assert!(status.success(), "{status}: {log}");
 }
 
-fn get(listen: &str, path: &str) -> Option<String> {
+pub(crate) fn get(listen: &str, path: &str) -> Option<String> {
     let mut connection = TcpStream::connect(listen).ok()?;
     let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     connection.write_all(request.as_bytes()).ok()?;

@@ -139,7 +139,8 @@ fn populate(metrics: &Metrics) -> (Arc<Stream>, Meta) {
     });
     let stream = Arc::new(Stream::new("front"));
     metrics.add_stream(stream.clone(), Some(5.0));
-    metrics.set_stream_info("front", "h264", (640, 360));
+    stream.set_codec("h264".to_owned());
+    stream.set_size((640, 360));
     metrics.stream_changed(&change(&stream, StreamState::Up, None));
     metrics.stream_changed(&change(&stream, StreamState::Stalled, Some(Code::Stall)));
     metrics.stream_changed(&change(&stream, StreamState::Down, Some(Code::Refused)));
@@ -156,12 +157,11 @@ fn populate(metrics: &Metrics) -> (Arc<Stream>, Meta) {
     drop(frame(&stream));
     metrics.add_queue("journal", 128, || QueueNow {
         length: 3,
-        oldest_age: Some(Duration::from_millis(250)),
+        oldest_age: Duration::from_millis(250),
     });
-    let (sender, receiver) = ghostwatch::edge::edge(4);
+    let (sender, _receiver) = ghostwatch::edge::edge(4);
     sender.send(()).unwrap();
     metrics.add_edge("preprocess", 4, sender.counts());
-    drop(receiver);
     metrics.batch(3, CloseReason::Deadline);
     metrics.inference_failed(InferenceError::Device);
     metrics.selftest(true, 1e-6);

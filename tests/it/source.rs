@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     env,
     path::{Path, PathBuf},
+    process::Command,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant, SystemTime},
 };
@@ -320,6 +321,9 @@ fn a_file_that_is_missing_or_no_video_is_tried_once_and_is_down() {
         assert_eq!(ran.states(), [(State::Connecting, None), (State::Down, Some(expected))]);
         let detail = ran.changes().last().unwrap().detail.clone().unwrap();
         assert!(detail.contains(path.to_str().unwrap()), "{detail}");
+        let connects = [&ran.stream.connects, &ran.stream.connects_failed];
+        assert_eq!(connects.map(|it| it.load(Relaxed)), [0, 1]);
+        assert_eq!(ran.stream.info(), None);
     }
     std::fs::remove_file(&text).unwrap();
 }
@@ -330,4 +334,58 @@ fn a_live_test_pattern_comes_at_its_rate_and_ends_after_its_frames() {
     assert_eq!((ran.end, ran.frames().count()), (End::Ended, 26));
     let decoded: Vec<_> = ran.metas().map(|it| it.timing.decoded).collect();
     assert!(Duration::from_millis(450) <= decoded[25] - decoded[0]);
+}
+
+/// Codes the start of a clip again; needs Debian's `ffmpeg`.
+fn recoded(to: &Path, arguments: &[&str]) {
+    let output = Command::new("ffmpeg")
+        .args(["-nostdin", "-loglevel", "error", "-i"])
+        .arg(clip("bikes.mp4"))
+        .args(["-an", "-frames:v", "10"])
+        .args(arguments)
+        .arg(to)
+        .output()
+        .expect("ffmpeg is there: run scripts/setup test");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn a_stream_says_its_codec_and_its_size() {
+    let folder = tempfile::tempdir().unwrap();
+    let check = |spec: &Spec, codec: &str, size: (u32, u32)| {
+        let ran = run(spec);
+        assert_eq!(ran.stream.info(), Some((codec.to_owned(), size.0, size.1)));
+        let connects = [&ran.stream.connects, &ran.stream.connects_failed];
+        assert_eq!(connects.map(|it| it.load(Relaxed)), [1, 0]);
+    };
+    check(&spec("test:?size=96x64&frames=3"), "raw", (96, 64));
+    check(&clip_spec("bikes.mp4"), "h264", (640, 272));
+    for (name, encoder, codec) in [
+        ("a.avi", "mjpeg", "mjpeg"),
+        ("a.mp4", "libx265", "h265"),
+        ("b.mp4", "mpeg4", "mpeg4"),
+        ("a.mpg", "mpeg2video", "mpeg2"),
+        ("a.webm", "libvpx", "vp8"),
+    ] {
+        let path = folder.path().join(name);
+        recoded(&path, &["-c:v", encoder, "-s", "320x240"]);
+        check(&spec(path.to_str().unwrap()), codec, (320, 240));
+    }
+}
+
+#[test]
+fn a_size_that_changes_in_the_middle_of_a_stream_is_followed() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut both = Vec::new();
+    for (name, size) in [("a.ts", "320x240"), ("b.ts", "200x120")] {
+        let path = folder.path().join(name);
+        recoded(&path, &["-c:v", "libx264", "-s", size]);
+        both.extend(std::fs::read(path).unwrap());
+    }
+    let path = folder.path().join("both.ts");
+    std::fs::write(&path, both).unwrap();
+    let ran = run(&spec(path.to_str().unwrap()));
+    let sizes: Vec<_> = ran.metas().map(|it| it.size).collect();
+    assert_eq!(sizes, [[(320, 240); 10], [(200, 120); 10]].concat());
+    assert_eq!(ran.stream.info(), Some(("h264".to_owned(), 200, 120)));
 }

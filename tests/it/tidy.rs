@@ -14,17 +14,18 @@ const ONLY: &[(&str, &[&str])] = &[
     ("prometheus::", &["metrics.rs", "metrics/"]),
     ("serde_yaml", &["config/mod.rs"]),
     ("hyper::", &["http/"]),
+    ("nvml_wrapper::", &["metrics/gpus.rs"]),
     ("unsafe ", &["preprocess/simd.rs", "infer/device.rs", "infer/gpu.rs"]),
     (
         "thread::Builder",
         &[
             "pipeline.rs",
-            "daemon.rs",
             "http/mod.rs",
             "sink/mod.rs",
             "source/gst/",
             "journal/",
             "infer/",
+            "metrics/gpus.rs",
         ],
     ),
     (
@@ -32,6 +33,7 @@ const ONLY: &[(&str, &[&str])] = &[
         &[
             "pulse.rs",
             "edge.rs",
+            "edge/counts.rs",
             "source/",
             "infer/",
             "preprocess/worker.rs",

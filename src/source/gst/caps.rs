@@ -58,6 +58,20 @@ pub fn frame(sample: &gst::Sample, limits: (u32, u32)) -> Result<Sampled, String
     Ok(Sampled { picture, buffer_pts, pts: pts.map(Duration::from), corrupt })
 }
 
+/// What people call the codec that `caps` of an encoded stream stand for; `raw` if it is none.
+pub fn codec(caps: &gst::CapsRef) -> Option<String> {
+    let it = caps.structure(0)?;
+    let version = || it.get::<i32>("mpegversion").ok();
+    Some(match it.name().as_str() {
+        "image/jpeg" => "mjpeg".to_owned(),
+        "video/mpeg" => version().map_or("mpeg".to_owned(), |it| format!("mpeg{it}")),
+        other => {
+            let name = other.split_once('/').map_or(other, |it| it.1);
+            name.strip_prefix("x-").unwrap_or(name).to_owned()
+        }
+    })
+}
+
 /// Refuses sizes beyond the limit, before anything of that size is allocated.
 ///
 /// # Errors

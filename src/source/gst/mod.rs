@@ -169,6 +169,11 @@ impl Shared {
         self.state().failure.is_some()
     }
 
+    /// Remembers what comes in before the decoder.
+    pub fn set_codec(&self, codec: String) {
+        self.stream.set_codec(codec);
+    }
+
     /// Counts an encoded picture.
     pub fn count(&self, bytes: usize) {
         self.stream.received.fetch_add(1, Relaxed);

@@ -329,7 +329,7 @@ fn watch_data(pad: &gst::Pad, shared: &Arc<Shared>, limits: (u32, u32)) {
     let shared = shared.clone();
     let kinds = gst::PadProbeType::BUFFER | gst::PadProbeType::EVENT_DOWNSTREAM;
     if let Some(caps) = pad.current_caps() {
-        check_caps(&caps, limits, &shared);
+        see_caps(&caps, limits, &shared);
     }
     pad.add_probe(kinds, move |_, info| {
         if let Some(buffer) = info.buffer() {
@@ -339,7 +339,7 @@ fn watch_data(pad: &gst::Pad, shared: &Arc<Shared>, limits: (u32, u32)) {
             }
             shared.count(buffer.size());
         } else if let Some(gst::EventView::Caps(event)) = info.event().map(|it| it.view()) {
-            check_caps(&event.caps_owned(), limits, &shared);
+            see_caps(&event.caps_owned(), limits, &shared);
             // The decoder must not even see it. Not `Drop`: with GStreamer 1.22 the bindings then
             // free the event before the library does.
             if shared.failed() {
@@ -350,7 +350,11 @@ fn watch_data(pad: &gst::Pad, shared: &Arc<Shared>, limits: (u32, u32)) {
     });
 }
 
-fn check_caps(caps: &gst::Caps, limits: (u32, u32), shared: &Shared) {
+/// Remembers the codec, and fails the connection if the pictures are too large.
+fn see_caps(caps: &gst::Caps, limits: (u32, u32), shared: &Shared) {
+    if let Some(codec) = caps::codec(caps) {
+        shared.set_codec(codec);
+    }
     let side = |name| caps.structure(0).and_then(|it| it.get::<i32>(name).ok()).unwrap_or(0);
     let (width, height) = (side("width").unsigned_abs(), side("height").unsigned_abs());
     if let Err(detail) = caps::check_size(width, height, limits) {
