@@ -419,7 +419,11 @@ fn spec(plan: &StreamPlan, all: &Plan) -> anyhow::Result<Spec> {
         looped: plan.looped,
         limits: (all.limits.max_width, all.limits.max_height),
         start_time: plan.start_time,
-        tls: source::Tls { verify: plan.tls.verify, ca_file: plan.tls.ca_file.clone() },
+        tls: source::Tls {
+            verify: plan.tls.verify,
+            ca_file: plan.tls.ca_file.clone(),
+            fingerprint: plan.tls.fingerprint,
+        },
         ..Spec::parse(plan.url.expose())?
     })
 }

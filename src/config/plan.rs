@@ -10,7 +10,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use crate::source::url::SourceUrl;
+use crate::source::{fingerprint::Fingerprint, url::SourceUrl};
 
 /// Everything that is configured.
 #[derive(Clone, Debug, PartialEq)]
@@ -135,6 +135,8 @@ pub struct TlsPlan {
     pub verify: bool,
     /// Authorities to trust instead of the system's.
     pub ca_file: Option<PathBuf>,
+    /// The one certificate to trust. `None` for everything but `rtsps`.
+    pub fingerprint: Option<Fingerprint>,
 }
 
 /// The network. `None`: what the weights file says.

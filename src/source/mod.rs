@@ -4,6 +4,7 @@
 //! rules are in [`clock`] and [`supervise`]; this file only puts them together.
 
 pub mod clock;
+pub mod fingerprint;
 pub mod gst;
 pub mod supervise;
 pub mod url;
@@ -27,6 +28,7 @@ use crate::{
     ledger::{InFlight, Stream},
     source::{
         clock::{Clock, Sampler, Seen},
+        fingerprint::Fingerprint,
         supervise::{Backoff, GOOD_AFTER},
         url::{Secret, SourceUrl, UrlError},
     },
@@ -82,6 +84,8 @@ pub struct Tls {
     pub verify: bool,
     /// Authorities to trust instead of the system's.
     pub ca_file: Option<PathBuf>,
+    /// The one certificate to trust, whoever has signed it. Only for RTSP.
+    pub fingerprint: Option<Fingerprint>,
 }
 
 impl Spec {
@@ -103,7 +107,7 @@ impl Spec {
             looped: false,
             limits: (7680, 4320),
             start_time: None,
-            tls: Tls { verify: true, ca_file: None },
+            tls: Tls { verify: true, ca_file: None, fingerprint: None },
             decode_threads: 1,
         })
     }

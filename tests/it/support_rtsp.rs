@@ -31,6 +31,7 @@ pub(crate) enum Media {
 #[derive(Debug)]
 pub(crate) struct Server {
     port: u16,
+    tls: bool,
     server: server::RTSPServer,
     main_loop: glib::MainLoop,
     thread: Option<JoinHandle<()>>,
@@ -40,6 +41,20 @@ impl Server {
     /// Starts one on `port` of the loopback interface, 0 for a free one. With `user` it wants that
     /// name and password.
     pub(crate) fn start(media: &Media, port: u16, user: Option<(&str, &str)>) -> Server {
+        Server::start_on(media, port, user, None)
+    }
+
+    /// Starts one that is reached by TLS only and shows this certificate: it and its key, in PEM.
+    pub(crate) fn start_tls(media: &Media, certificate: &str) -> Server {
+        Server::start_on(media, 0, None, Some(certificate))
+    }
+
+    fn start_on(
+        media: &Media,
+        port: u16,
+        user: Option<(&str, &str)>,
+        certificate: Option<&str>,
+    ) -> Server {
         gst::init().expect("GStreamer starts");
         let context = glib::MainContext::new();
         let server = server::RTSPServer::new();
@@ -48,11 +63,8 @@ impl Server {
         let factory = server::RTSPMediaFactory::new();
         factory.set_launch(&launch(media));
         factory.set_shared(true);
-        if let Some((name, password)) = user {
-            let auth = server::RTSPAuth::new();
-            let token = server::RTSPToken::builder().field("media.factory.role", "viewer").build();
-            auth.add_basic(&server::RTSPAuth::make_basic(name, password), &token);
-            server.set_auth(Some(&auth));
+        if user.is_some() || certificate.is_some() {
+            server.set_auth(Some(&auth(user, certificate)));
             let role = gst::Structure::builder("viewer")
                 .field("media.factory.access", true)
                 .field("media.factory.construct", true)
@@ -76,7 +88,8 @@ impl Server {
                 }
             })
             .expect("a thread");
-        Server { port, server, main_loop, thread: Some(thread) }
+        let tls = certificate.is_some();
+        Server { port, tls, server, main_loop, thread: Some(thread) }
     }
 
     /// The port that it listens on.
@@ -86,7 +99,8 @@ impl Server {
 
     /// The stream's URL.
     pub(crate) fn url(&self) -> String {
-        format!("rtsp://127.0.0.1:{}/stream", self.port)
+        let s = if self.tls { "s" } else { "" };
+        format!("rtsp{s}://127.0.0.1:{}/stream", self.port)
     }
 }
 
@@ -98,6 +112,23 @@ impl Drop for Server {
             thread.join().expect("the server's thread ends in order");
         }
     }
+}
+
+/// Who may see the stream, and with what certificate it is shown.
+fn auth(user: Option<(&str, &str)>, certificate: Option<&str>) -> server::RTSPAuth {
+    let auth = server::RTSPAuth::new();
+    let mut token = server::RTSPToken::builder().field("media.factory.role", "viewer").build();
+    match user {
+        Some((name, password)) => {
+            auth.add_basic(&server::RTSPAuth::make_basic(name, password), &token);
+        }
+        None => auth.set_default_token(Some(&mut token)),
+    }
+    if let Some(pem) = certificate {
+        let certificate = gio::TlsCertificate::from_pem(pem).expect("a certificate and its key");
+        auth.set_tls_certificate(Some(&certificate));
+    }
+    auth
 }
 
 fn launch(media: &Media) -> String {

@@ -1,11 +1,13 @@
 //! One GStreamer pipeline per connection, from the network or disk to decoded pictures.
 //!
 //! This folder is the only place that says `gstreamer`. [`pipeline`] puts the elements together,
-//! [`caps`] reads pictures in place, [`errors`] says in our words what went wrong.
+//! [`caps`] reads pictures in place, [`tls`] decides whom to trust, [`errors`] says in our words what
+//! went wrong.
 
 pub mod caps;
 pub mod errors;
 pub mod pipeline;
+pub mod tls;
 
 use std::{
     collections::VecDeque,

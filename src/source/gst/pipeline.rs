@@ -10,12 +10,10 @@
 //! their pictures lie in memory, where preprocess reads them.
 
 use std::{
-    path::Path,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use gio::prelude::*;
 use gstreamer::{self as gst, prelude::*};
 use gstreamer_app as gst_app;
 use gstreamer_video as gst_video;
@@ -24,7 +22,7 @@ use crate::{
     frame::Code,
     source::{
         SourceError, Spec, Transport,
-        gst::{Shared, caps},
+        gst::{Shared, caps, tls},
         url::{Pattern, Remote, Secret, SourceUrl},
     },
 };
@@ -195,8 +193,8 @@ fn http(remote: &Remote, spec: &Spec) -> Result<gst::Element, SourceError> {
     source.set_property("do-timestamp", true);
     source.set_property("timeout", 10_u32);
     source.set_property("ssl-strict", spec.tls.verify);
-    if let Some(path) = &spec.tls.ca_file {
-        source.set_property("tls-database", trusted(path)?);
+    if remote.tls {
+        tls::set_up(&source, &spec.tls)?;
     }
     credentials(&source, spec);
     Ok(source)
@@ -225,8 +223,11 @@ fn rtsp(pipeline: &gst::Pipeline, remote: &Remote, tail: Tail) -> Result<(), Sou
     if !spec.tls.verify {
         source.set_property("tls-validation-flags", gio::TlsCertificateFlags::empty());
     }
-    if let Some(path) = &spec.tls.ca_file {
-        source.set_property("tls-database", trusted(path)?);
+    if remote.tls {
+        tls::set_up(&source, &spec.tls)?;
+    }
+    if let Some(fingerprint) = spec.tls.fingerprint {
+        tls::pin(&source, fingerprint, &tail.shared);
     }
     source.connect("select-stream", false, |values| {
         let caps = values.get(2).and_then(|it| it.get::<gst::Caps>().ok());
@@ -370,15 +371,6 @@ fn captured(buffer: &gst::BufferRef) -> Option<SystemTime> {
 fn credentials(source: &gst::Element, spec: &Spec) {
     source.set_property("user-id", spec.username.as_ref().map(Secret::expose));
     source.set_property("user-pw", spec.password.as_ref().map(Secret::expose));
-}
-
-fn trusted(path: &Path) -> Result<gio::TlsDatabase, SourceError> {
-    // GIO takes absolute names only.
-    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    gio::TlsFileDatabase::new(&path).map(|it| it.upcast()).map_err(|error| SourceError {
-        code: Code::Tls,
-        detail: format!("tls.ca_file {}: {error}", path.display()),
-    })
 }
 
 /// Sets a property if the element has it.
