@@ -33,7 +33,7 @@ use crate::{
     ledger::Stream,
     log,
     observe::Observer,
-    pipeline::{Added, Parts, Pipeline, WhenFull},
+    pipeline::{Added, Parts, Pipeline, Unread, WhenFull},
     publish::Publisher,
     sink::{self, Target, file::Rotation},
     source::{self, Spec, gst::GstOpener},
@@ -106,13 +106,8 @@ struct Daemon {
 /// Something could not be started, a stage failed, or the drain did not finish in time.
 pub fn run(plan: Plan, options: Options) -> anyhow::Result<()> {
     let signals = Signals::install()?;
-    if options.once {
-        let endless = plan.streams.iter().find(|it| it.1.is_live() || it.1.looped);
-        if let Some((id, _)) = endless {
-            return Err(Exit::wrong(format!(
-                "--once would never end: stream {id} is live or looped"
-            )));
-        }
+    if let Some(reason) = plan.endless().filter(|_| options.once) {
+        return Err(Exit::wrong(reason));
     }
     // Before the model, which takes a second: a broken or foreign journal is then told at once.
     let journal = open_journal(&plan)?;
@@ -273,12 +268,17 @@ impl Daemon {
 
     fn life(mut self, signals: &Signals) -> anyhow::Result<()> {
         let mut failed = None;
+        // With `once` the whole is no success if a file was not read.
+        let mut unread = None;
         while !signals.stop.load(Relaxed) && failed.is_none() {
             if signals.reload.swap(false, Relaxed) {
                 self.reload();
             }
             if let Some(exit) = self.pipeline.next_exit(Instant::now() + TICK) {
                 match exit.result {
+                    Err(error) if error.is::<Unread>() => {
+                        unread = unread.or(self.options.once.then_some(error));
+                    }
                     Err(error) => failed = Some(error),
                     Ok(()) if !exit.stage.starts_with("src-") => {
                         failed = Some(anyhow::anyhow!("stage {} ended by itself", exit.stage));
@@ -286,7 +286,7 @@ impl Daemon {
                     Ok(()) => tracing::debug!(stage = exit.stage, "ended"),
                 }
             }
-            if self.options.once && self.pipeline.sources() == 0 {
+            if self.options.once && self.pipeline.sources() == 0 && self.waiting.is_empty() {
                 break;
             }
             if failed.is_none()
@@ -296,7 +296,7 @@ impl Daemon {
             }
             self.tick();
         }
-        self.drain(failed)
+        self.drain(failed.or(unread))
     }
 
     /// Feeds the watchdog while all loops turn, and forgets streams whose last frame is published.
@@ -355,6 +355,9 @@ impl Daemon {
         if !restart.is_empty() {
             bail!("a restart is needed to change {}", restart.join(", "));
         }
+        if let Some(reason) = plan.endless().filter(|_| self.options.once) {
+            bail!(reason);
+        }
         if diff.log_level {
             self.options.log.set_level(plan.log.level)?;
         }
@@ -389,7 +392,7 @@ impl Daemon {
             return sinks.and(Err(error));
         }
         for exit in exits? {
-            exit.result?;
+            exit.result.or_else(|it| if it.is::<Unread>() { Ok(()) } else { Err(it) })?;
         }
         for stream in streams {
             let (decoded, unaccounted) = (stream.decoded.load(Relaxed), stream.unaccounted());

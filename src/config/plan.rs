@@ -91,6 +91,14 @@ pub struct StreamPlan {
     pub tls: TlsPlan,
 }
 
+impl Plan {
+    /// Why `--once` would never end, if so.
+    pub fn endless(&self) -> Option<String> {
+        let (id, _) = self.streams.iter().find(|it| it.1.is_live() || it.1.looped)?;
+        Some(format!("--once would never end: stream {id} is live or looped"))
+    }
+}
+
 impl StreamPlan {
     /// The URL as it may be printed.
     pub fn shown(&self) -> String {
