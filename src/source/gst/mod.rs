@@ -306,7 +306,10 @@ impl GstSource {
         while let Some(message) = self.bus.pop_filtered(&[gst::MessageType::Error]) {
             let gst::MessageView::Error(error) = message.view() else { continue };
             let error = errors::translate(error, &self.spec);
-            if found.as_ref().is_none_or(|it| it.code == Code::Error && error.code != Code::Error) {
+            // Without data there is nothing to tell the type of, whatever the reason.
+            let empty = error.detail.contains("Can't typefind stream");
+            let better = error.code != Code::Error && !empty;
+            if found.as_ref().is_none_or(|it| it.code == Code::Error && better) {
                 found = Some(error);
             }
         }
