@@ -8,11 +8,25 @@ use std::{
 use gstreamer::{self as gst, glib};
 use gstreamer_rtsp_server::{self as server, prelude::*};
 
-/// What the server sends, as H.264, at `/stream`.
+/// What the server sends at `/stream`: H.264 unless it says otherwise.
 #[derive(Clone, Debug)]
 pub(crate) enum Media {
     /// A moving test pattern without end.
     Pattern {
+        /// Width and height in pixels.
+        size: (u32, u32),
+        /// Pictures per second.
+        fps: u32,
+    },
+    /// The same as H.265.
+    H265 {
+        /// Width and height in pixels.
+        size: (u32, u32),
+        /// Pictures per second.
+        fps: u32,
+    },
+    /// The same as JPEG pictures.
+    Jpeg {
         /// Width and height in pixels.
         size: (u32, u32),
         /// Pictures per second.
@@ -138,6 +152,17 @@ fn launch(media: &Media) -> String {
             "( videotestsrc is-live=true pattern=ball \
              ! video/x-raw,format=I420,width={width},height={height},framerate={fps}/1 \
              ! openh264enc gop-size={fps} complexity=low ! h264parse ! {pay} )"
+        ),
+        Media::H265 { size: (width, height), fps } => format!(
+            "( videotestsrc is-live=true pattern=ball \
+             ! video/x-raw,format=I420,width={width},height={height},framerate={fps}/1 \
+             ! x265enc tune=zerolatency speed-preset=ultrafast key-int-max={fps} ! h265parse \
+             ! rtph265pay name=pay0 pt=96 config-interval=-1 )"
+        ),
+        Media::Jpeg { size: (width, height), fps } => format!(
+            "( videotestsrc is-live=true pattern=ball \
+             ! video/x-raw,format=I420,width={width},height={height},framerate={fps}/1 \
+             ! jpegenc ! rtpjpegpay name=pay0 pt=26 )"
         ),
         Media::File { path, times } => {
             let path = path.display();
