@@ -32,7 +32,7 @@ use crate::{
     ledger::Stream,
     log,
     observe::Observer,
-    pipeline::{Added, Parts, Pipeline},
+    pipeline::{Added, Parts, Pipeline, Unread},
     publish::Publisher,
     sink::{Sink, Sinks, Target, deliver, progress::Progress, select::Select},
     source::{self, Spec, gst::GstOpener},
@@ -107,13 +107,8 @@ struct Daemon {
 /// Something could not be started, a stage failed, or the drain did not finish in time.
 pub fn run(plan: Plan, options: Options) -> anyhow::Result<()> {
     let signals = Signals::install()?;
-    if options.once {
-        let endless = plan.streams.iter().find(|it| it.1.is_live() || it.1.looped);
-        if let Some((id, _)) = endless {
-            return Err(Exit::wrong(format!(
-                "--once would never end: stream {id} is live or looped"
-            )));
-        }
+    if let Some(reason) = plan.endless().filter(|_| options.once) {
+        return Err(Exit::wrong(reason));
     }
     // Before the model, which takes a second: a broken or foreign journal is then told at once.
     let mut journal = open_journal(&plan)?;
@@ -279,12 +274,17 @@ impl Daemon {
 
     fn life(mut self, signals: &Signals) -> anyhow::Result<()> {
         let mut failed = None;
+        // With `once` the whole is no success if a file was not read.
+        let mut unread = None;
         while !signals.stop.load(Relaxed) && failed.is_none() {
             if signals.reload.swap(false, Relaxed) {
                 self.reload();
             }
             if let Some(exit) = self.pipeline.next_exit(Instant::now() + TICK) {
                 match exit.result {
+                    Err(error) if error.is::<Unread>() => {
+                        unread = unread.or(self.options.once.then_some(error));
+                    }
                     Err(error) => failed = Some(error),
                     Ok(()) if !exit.stage.starts_with("src-") => {
                         failed = Some(anyhow::anyhow!("stage {} ended by itself", exit.stage));
@@ -292,7 +292,7 @@ impl Daemon {
                     Ok(()) => tracing::debug!(stage = exit.stage, "ended"),
                 }
             }
-            if self.options.once && self.pipeline.sources() == 0 {
+            if self.options.once && self.pipeline.sources() == 0 && self.waiting.is_empty() {
                 break;
             }
             if failed.is_none()
@@ -302,7 +302,7 @@ impl Daemon {
             }
             self.tick();
         }
-        self.drain(failed)
+        self.drain(failed.or(unread))
     }
 
     /// Feeds the watchdog while all loops turn, and forgets streams whose last frame is published.
@@ -361,6 +361,9 @@ impl Daemon {
         if !restart.is_empty() {
             bail!("a restart is needed to change {}", restart.join(", "));
         }
+        if let Some(reason) = plan.endless().filter(|_| self.options.once) {
+            bail!(reason);
+        }
         if diff.log_level {
             self.options.log.set_level(plan.log.level)?;
         }
@@ -399,7 +402,7 @@ impl Daemon {
             return sinks.and(Err(error));
         }
         for exit in exits? {
-            exit.result?;
+            exit.result.or_else(|it| if it.is::<Unread>() { Ok(()) } else { Err(it) })?;
         }
         for stream in streams {
             let (decoded, unaccounted) = (stream.decoded.load(Relaxed), stream.unaccounted());
@@ -424,7 +427,11 @@ fn spec(plan: &StreamPlan, all: &Plan) -> anyhow::Result<Spec> {
         looped: plan.looped,
         limits: (all.limits.max_width, all.limits.max_height),
         start_time: plan.start_time,
-        tls: source::Tls { verify: plan.tls.verify, ca_file: plan.tls.ca_file.clone() },
+        tls: source::Tls {
+            verify: plan.tls.verify,
+            ca_file: plan.tls.ca_file.clone(),
+            fingerprint: plan.tls.fingerprint,
+        },
         ..Spec::parse(plan.url.expose())?
     })
 }

@@ -26,7 +26,7 @@ use crate::{
     ledger::Stream,
     preprocess::{Geometry, worker},
     pulse::Pulse,
-    source::{self, Opener, Output},
+    source::{self, End, Opener, Output},
     stage::{Reason, StageName},
 };
 
@@ -69,12 +69,17 @@ const BLOCKING_FRAMES: usize = 4;
 /// What the names of the sources' threads start with; a thread's name has 15 bytes, so it is short.
 pub const SOURCE: &str = "src-";
 
+/// A file could not be read, and its stream is down. The other streams go on.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Unread(pub String);
+
 /// How one stage ended.
 #[derive(Debug)]
 pub struct Exit {
     /// The thread's name.
     pub stage: String,
-    /// `Err` if the stage failed or panicked.
+    /// `Err` if the stage failed or panicked; [`Unread`] for a source whose file was not read.
     pub result: anyhow::Result<()>,
 }
 
@@ -161,9 +166,13 @@ impl Pipeline {
         let token = stop.clone();
         self.joining.join(frames, weight).with_context(|| format!("adding {}", stream.id))?;
         let name = format!("{SOURCE}{}", stream.id);
-        let mut output = FrameEdge { edge: frames_tx, when_full, lost: Skipped::default() };
+        let (lost, failure) = (Skipped::default(), None);
+        let mut output = FrameEdge { edge: frames_tx, when_full, lost, failure };
         self.threads.spawn(&name, move || {
-            source::run(opener.as_mut(), stream, settings, &mut output, &stop);
+            let end = source::run(opener.as_mut(), stream, settings, &mut output, &stop);
+            if end == End::Failed {
+                return Err(Unread(output.failure.unwrap_or_default()).into());
+            }
             Ok(())
         })?;
         Ok(Added { stop: token, queue })
@@ -222,6 +231,8 @@ struct FrameEdge {
     when_full: WhenFull,
     /// Frames that ended here while stopping, since the last one that went out.
     lost: Skipped,
+    /// Why the stream failed last.
+    failure: Option<String>,
 }
 
 impl FrameEdge {
@@ -270,6 +281,9 @@ impl Output for FrameEdge {
     ) -> Result<(), source::Closed> {
         if let Some(ended) = &mut change.ended {
             ended.skipped.merge(std::mem::take(&mut self.lost));
+        }
+        if change.detail.is_some() {
+            self.failure.clone_from(&change.detail);
         }
         change.stream.state_sent();
         let offer = Offer { states: vec![change], frame: None };

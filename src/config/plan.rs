@@ -15,7 +15,7 @@ use crate::{
     pipeline::WhenFull,
     secret::Secret,
     sink::{Target, select::Select},
-    source::{Transport, url::SourceUrl},
+    source::{Transport, fingerprint::Fingerprint, url::SourceUrl},
 };
 
 /// Everything that is configured.
@@ -75,6 +75,14 @@ pub struct StreamPlan {
     pub tls: TlsPlan,
 }
 
+impl Plan {
+    /// Why `--once` would never end, if so.
+    pub fn endless(&self) -> Option<String> {
+        let (id, _) = self.streams.iter().find(|it| it.1.is_live() || it.1.looped)?;
+        Some(format!("--once would never end: stream {id} is live or looped"))
+    }
+}
+
 impl StreamPlan {
     /// The URL as it may be printed.
     pub fn shown(&self) -> String {
@@ -99,6 +107,8 @@ pub struct TlsPlan {
     pub verify: bool,
     /// Authorities to trust instead of the system's.
     pub ca_file: Option<PathBuf>,
+    /// The one certificate to trust. `None` for everything but `rtsps`.
+    pub fingerprint: Option<Fingerprint>,
 }
 
 /// The network. `None`: what the weights file says.

@@ -196,6 +196,13 @@ const TLS: &[Field] = &[
         Yaml("null"),
         "Certificates (PEM) to trust instead of the system's.",
     ),
+    field(
+        "fingerprint",
+        Or("null", &Text(128)),
+        Yaml("null"),
+        "The one certificate to trust, whoever has signed it and for whatever name: `sha256:` and \
+         the SHA-256 of the certificate (DER) in hex. For rtsps: streams.",
+    ),
 ];
 
 const CHANNELS: Kind = Or("null", &List(&Number(0.0, 1.0), 3, 3));

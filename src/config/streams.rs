@@ -15,6 +15,7 @@ use crate::{
     secret::Secret,
     source::{
         Transport,
+        fingerprint::Fingerprint,
         url::{Parsed, SourceUrl},
     },
 };
@@ -65,7 +66,7 @@ impl Builder<'_> {
             _ if url.is_live() => WhenFull::Latest,
             _ => WhenFull::Block,
         };
-        let tls = it.map("tls");
+        let tls = self.tls(it.map("tls"), &url);
         Some(StreamPlan {
             url: Secret::new(self.location(it, &url, text)),
             username,
@@ -83,11 +84,38 @@ impl Builder<'_> {
             realtime: it.bool("realtime").expect(DEFAULT),
             start_time: it.time("start_time"),
             weight: it.int("weight").map(|it| it as u32).expect(DEFAULT),
-            tls: TlsPlan {
-                verify: tls.bool("verify").expect(DEFAULT),
-                ca_file: self.path(tls, "ca_file", true),
-            },
+            tls,
         })
+    }
+
+    fn tls(&mut self, it: &Fields, url: &SourceUrl) -> TlsPlan {
+        const NAME: &str = "fingerprint";
+        let verify = it.bool("verify").expect(DEFAULT);
+        let ca_file = self.path(it, "ca_file", true);
+        let fingerprint = it.text(NAME).and_then(|text| match Fingerprint::parse(text) {
+            Some(fingerprint) => Some(fingerprint),
+            None => {
+                let problem = it.problem(NAME, "this is no fingerprint");
+                self.problems.push(problem.allowed("`sha256:` and 64 hex digits"));
+                None
+            }
+        });
+        if fingerprint.is_some() {
+            let problem = match url {
+                SourceUrl::Rtsp(remote) if remote.tls => match (verify, &ca_file) {
+                    (true, None) => None,
+                    (false, _) => Some("there is `verify: false` too, which accepts every other"),
+                    (true, Some(_)) => Some("there is `ca_file` too; one of them decides"),
+                },
+                SourceUrl::Http(remote) if remote.tls => Some(
+                    "only an rtsps stream can have this; for https put the certificate itself \
+                     into a `ca_file`",
+                ),
+                _ => Some("only an rtsps stream can have this"),
+            };
+            self.problems.extend(problem.map(|message| it.problem(NAME, message)));
+        }
+        TlsPlan { verify, ca_file, fingerprint }
     }
 
     /// Refuses fields that mean nothing for this kind of source.

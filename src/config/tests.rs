@@ -93,6 +93,8 @@ streams:
   f: {url: "rtsp://cam/", password_file: /nonexistent, password: x, password: y}
   g: {url: "rtsp://cam/", password: "${env:NOPE}", max_fps: 0}
   h: {url: "rtsp://canary@canary:canary/"}
+  i: {url: "rtsps://cam/", tls: {fingerprint: "sha256:00"}}
+  j: {url: "https://cam/", tls: {fingerprint: "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"}}
   <<: {url: "test:"}
 model: {mean: [0.5, 0.5], std: [0, 1, 1], resize: 224, input: 256}
 device: {use: gpu, precision: int8, lanes: none}
@@ -120,18 +122,20 @@ http: {listen: 9464}
             config.yaml:12:37: streams.g.password: the environment variable NOPE is not set
             config.yaml:12:61: streams.g.max_fps: 0 is out of range; allowed: null, or 0.001 to 1000
             config.yaml:13:12: streams.h.url: the port is not a number from 1 to 65535; if the URL has a password, write its @ : / ? # percent-encoded, or better use password_file
-            config.yaml:14:3: streams: merge keys are not supported; write what streams share under `defaults`
-            config.yaml:15:15: model.mean: the list has 2 entries; allowed: null, or a list of 3, each 0 to 1
-            config.yaml:15:33: model.std[0]: 0 is out of range; allowed: 0.001 to 10
-            config.yaml:15:63: model.input: 256 is more than `resize`, 224; allowed: at most 224
-            config.yaml:16:15: device.use: `gpu` is unknown; allowed: auto, cpu, cuda:N with N from 0 to 255
-            config.yaml:16:31: device.precision: `int8` is unknown; allowed: auto, fp32, bf16, fp16
-            config.yaml:16:44: device.lanes: expected a whole number, found `none`; allowed: auto, or 1 to 256
-            config.yaml:17:31: batch.buckets: the largest is 16; allowed: 8 (batch.max_size) as the largest
-            config.yaml:18:9: sinks[0].path: a file sink needs it
-            config.yaml:18:44: sinks[1].keep: only a file sink can have this
-            config.yaml:18:48: sinks[2].name: another sink is called stdout too; give each a name of its own
-            config.yaml:19:16: http.listen: expected text, found the number 9464; allowed: text of 1 to 64 bytes, in quotes if it looks like something else"#]],
+            config.yaml:14:47: streams.i.tls.fingerprint: this is no fingerprint; allowed: `sha256:` and 64 hex digits
+            config.yaml:15:47: streams.j.tls.fingerprint: only an rtsps stream can have this; for https put the certificate itself into a `ca_file`
+            config.yaml:16:3: streams: merge keys are not supported; write what streams share under `defaults`
+            config.yaml:17:15: model.mean: the list has 2 entries; allowed: null, or a list of 3, each 0 to 1
+            config.yaml:17:33: model.std[0]: 0 is out of range; allowed: 0.001 to 10
+            config.yaml:17:63: model.input: 256 is more than `resize`, 224; allowed: at most 224
+            config.yaml:18:15: device.use: `gpu` is unknown; allowed: auto, cpu, cuda:N with N from 0 to 255
+            config.yaml:18:31: device.precision: `int8` is unknown; allowed: auto, fp32, bf16, fp16
+            config.yaml:18:44: device.lanes: expected a whole number, found `none`; allowed: auto, or 1 to 256
+            config.yaml:19:31: batch.buckets: the largest is 16; allowed: 8 (batch.max_size) as the largest
+            config.yaml:20:9: sinks[0].path: a file sink needs it
+            config.yaml:20:44: sinks[1].keep: only a file sink can have this
+            config.yaml:20:48: sinks[2].name: another sink is called stdout too; give each a name of its own
+            config.yaml:21:16: http.listen: expected text, found the number 9464; allowed: text of 1 to 64 bytes, in quotes if it looks like something else"#]],
     );
 }
 

@@ -4,6 +4,7 @@
 //! rules are in [`clock`] and [`supervise`]; this file only puts them together.
 
 pub mod clock;
+pub mod fingerprint;
 pub mod gst;
 pub mod supervise;
 pub mod url;
@@ -28,6 +29,7 @@ use crate::{
     secret::Secret,
     source::{
         clock::{Clock, Sampler, Seen},
+        fingerprint::Fingerprint,
         supervise::{Backoff, GOOD_AFTER},
         url::{SourceUrl, UrlError},
     },
@@ -83,6 +85,8 @@ pub struct Tls {
     pub verify: bool,
     /// Authorities to trust instead of the system's.
     pub ca_file: Option<PathBuf>,
+    /// The one certificate to trust, whoever has signed it. Only for RTSP.
+    pub fingerprint: Option<Fingerprint>,
 }
 
 impl Spec {
@@ -104,7 +108,7 @@ impl Spec {
             looped: false,
             limits: (7680, 4320),
             start_time: None,
-            tls: Tls { verify: true, ca_file: None },
+            tls: Tls { verify: true, ca_file: None, fingerprint: None },
             decode_threads: 1,
         })
     }

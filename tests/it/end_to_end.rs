@@ -294,11 +294,52 @@ fn a_file_that_is_missing_is_down_and_the_others_go_on() {
     let streams = "  gone: {url: \"file:///no/such/clip.mp4\"}\n  there: {url: \"test:?size=64x48&fps=30&frames=30\"}\n";
     configure(folder.path(), streams);
     let output = ghostwatch(folder.path()).args(["run", "--once"]).output().unwrap();
-    assert!(output.status.success(), "{}", said(&output));
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    let last = said(&output).lines().last().unwrap().to_owned();
+    assert!(last.contains("gone") && last.contains("/no/such/clip.mp4"), "{last}");
     let events = events(folder.path());
     assert_eq!(account(&events)["there"], (30, 30));
     let down = events.iter().find(|it| it["data"]["state"] == "down").unwrap();
     assert_eq!((&down["subject"], &down["data"]["code"]), (&"gone".into(), &"not_found".into()));
+}
+
+#[test]
+fn without_once_a_daemon_goes_on_when_a_file_is_missing() {
+    let folder = tempfile::tempdir().unwrap();
+    let streams = "  gone: {url: \"file:///no/such/clip.mp4\"}\n  there: {url: \"test:?size=64x48&fps=20\", realtime: true}\n";
+    let listen = configure(folder.path(), streams);
+    let child = start(folder.path());
+    wait_until("the file is down", || {
+        let metrics = get(&listen, "/metrics").unwrap_or_default();
+        metrics.contains("stream_state{state=\"down\",stream=\"gone\"} 1")
+    });
+    let before = published(&listen, "there");
+    wait_until("the other goes on", || before + 5 < published(&listen, "there"));
+    drain(child, folder.path());
+}
+
+#[test]
+fn once_refuses_a_reload_that_would_never_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let one = |frames: u32, more: &str| {
+        format!("  a: {{url: \"test:?size=64x48&fps=20&frames={frames}\", realtime: true{more}}}\n")
+    };
+    let listen = configure(folder.path(), &one(100, ""));
+    let mut child =
+        ghostwatch(folder.path()).args(["run", "--once"]).stderr(Stdio::piped()).spawn().unwrap();
+    wait_until("it runs", || 0 < published(&listen, "a"));
+    let path = folder.path().join("config.yaml");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, text.replace(&one(100, ""), &one(100, ", loop: true"))).unwrap();
+    signal(&child, "HUP");
+    wait_until("it is refused", || {
+        let metrics = get(&listen, "/metrics").unwrap_or_default();
+        metrics.contains("config_last_reload_successful 0\n")
+    });
+    let mut said = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert!(child.wait().unwrap().success(), "{said}");
+    assert!(said.contains("--once would never end: stream a is live or looped"), "{said}");
 }
 
 #[test]

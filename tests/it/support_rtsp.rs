@@ -8,11 +8,25 @@ use std::{
 use gstreamer::{self as gst, glib};
 use gstreamer_rtsp_server::{self as server, prelude::*};
 
-/// What the server sends, as H.264, at `/stream`.
+/// What the server sends at `/stream`: H.264 unless it says otherwise.
 #[derive(Clone, Debug)]
 pub(crate) enum Media {
     /// A moving test pattern without end.
     Pattern {
+        /// Width and height in pixels.
+        size: (u32, u32),
+        /// Pictures per second.
+        fps: u32,
+    },
+    /// The same as H.265.
+    H265 {
+        /// Width and height in pixels.
+        size: (u32, u32),
+        /// Pictures per second.
+        fps: u32,
+    },
+    /// The same as JPEG pictures.
+    Jpeg {
         /// Width and height in pixels.
         size: (u32, u32),
         /// Pictures per second.
@@ -31,6 +45,7 @@ pub(crate) enum Media {
 #[derive(Debug)]
 pub(crate) struct Server {
     port: u16,
+    tls: bool,
     server: server::RTSPServer,
     main_loop: glib::MainLoop,
     thread: Option<JoinHandle<()>>,
@@ -40,6 +55,20 @@ impl Server {
     /// Starts one on `port` of the loopback interface, 0 for a free one. With `user` it wants that
     /// name and password.
     pub(crate) fn start(media: &Media, port: u16, user: Option<(&str, &str)>) -> Server {
+        Server::start_on(media, port, user, None)
+    }
+
+    /// Starts one that is reached by TLS only and shows this certificate: it and its key, in PEM.
+    pub(crate) fn start_tls(media: &Media, certificate: &str) -> Server {
+        Server::start_on(media, 0, None, Some(certificate))
+    }
+
+    fn start_on(
+        media: &Media,
+        port: u16,
+        user: Option<(&str, &str)>,
+        certificate: Option<&str>,
+    ) -> Server {
         gst::init().expect("GStreamer starts");
         let context = glib::MainContext::new();
         let server = server::RTSPServer::new();
@@ -48,11 +77,8 @@ impl Server {
         let factory = server::RTSPMediaFactory::new();
         factory.set_launch(&launch(media));
         factory.set_shared(true);
-        if let Some((name, password)) = user {
-            let auth = server::RTSPAuth::new();
-            let token = server::RTSPToken::builder().field("media.factory.role", "viewer").build();
-            auth.add_basic(&server::RTSPAuth::make_basic(name, password), &token);
-            server.set_auth(Some(&auth));
+        if user.is_some() || certificate.is_some() {
+            server.set_auth(Some(&auth(user, certificate)));
             let role = gst::Structure::builder("viewer")
                 .field("media.factory.access", true)
                 .field("media.factory.construct", true)
@@ -76,7 +102,8 @@ impl Server {
                 }
             })
             .expect("a thread");
-        Server { port, server, main_loop, thread: Some(thread) }
+        let tls = certificate.is_some();
+        Server { port, tls, server, main_loop, thread: Some(thread) }
     }
 
     /// The port that it listens on.
@@ -86,7 +113,8 @@ impl Server {
 
     /// The stream's URL.
     pub(crate) fn url(&self) -> String {
-        format!("rtsp://127.0.0.1:{}/stream", self.port)
+        let s = if self.tls { "s" } else { "" };
+        format!("rtsp{s}://127.0.0.1:{}/stream", self.port)
     }
 }
 
@@ -100,6 +128,23 @@ impl Drop for Server {
     }
 }
 
+/// Who may see the stream, and with what certificate it is shown.
+fn auth(user: Option<(&str, &str)>, certificate: Option<&str>) -> server::RTSPAuth {
+    let auth = server::RTSPAuth::new();
+    let mut token = server::RTSPToken::builder().field("media.factory.role", "viewer").build();
+    match user {
+        Some((name, password)) => {
+            auth.add_basic(&server::RTSPAuth::make_basic(name, password), &token);
+        }
+        None => auth.set_default_token(Some(&mut token)),
+    }
+    if let Some(pem) = certificate {
+        let certificate = gio::TlsCertificate::from_pem(pem).expect("a certificate and its key");
+        auth.set_tls_certificate(Some(&certificate));
+    }
+    auth
+}
+
 fn launch(media: &Media) -> String {
     let pay = "rtph264pay name=pay0 pt=96 config-interval=-1";
     match media {
@@ -107,6 +152,17 @@ fn launch(media: &Media) -> String {
             "( videotestsrc is-live=true pattern=ball \
              ! video/x-raw,format=I420,width={width},height={height},framerate={fps}/1 \
              ! openh264enc gop-size={fps} complexity=low ! h264parse ! {pay} )"
+        ),
+        Media::H265 { size: (width, height), fps } => format!(
+            "( videotestsrc is-live=true pattern=ball \
+             ! video/x-raw,format=I420,width={width},height={height},framerate={fps}/1 \
+             ! x265enc tune=zerolatency speed-preset=ultrafast key-int-max={fps} ! h265parse \
+             ! rtph265pay name=pay0 pt=96 config-interval=-1 )"
+        ),
+        Media::Jpeg { size: (width, height), fps } => format!(
+            "( videotestsrc is-live=true pattern=ball \
+             ! video/x-raw,format=I420,width={width},height={height},framerate={fps}/1 \
+             ! jpegenc ! rtpjpegpay name=pay0 pt=26 )"
         ),
         Media::File { path, times } => {
             let path = path.display();

@@ -1,11 +1,13 @@
 //! One GStreamer pipeline per connection, from the network or disk to decoded pictures.
 //!
 //! This folder is the only place that says `gstreamer`. [`pipeline`] puts the elements together,
-//! [`caps`] reads pictures in place, [`errors`] says in our words what went wrong.
+//! [`caps`] reads pictures in place, [`tls`] decides whom to trust, [`errors`] says in our words what
+//! went wrong.
 
 pub mod caps;
 pub mod errors;
 pub mod pipeline;
+pub mod tls;
 
 use std::{
     collections::VecDeque,
@@ -309,7 +311,10 @@ impl GstSource {
         while let Some(message) = self.bus.pop_filtered(&[gst::MessageType::Error]) {
             let gst::MessageView::Error(error) = message.view() else { continue };
             let error = errors::translate(error, &self.spec);
-            if found.as_ref().is_none_or(|it| it.code == Code::Error && error.code != Code::Error) {
+            // Without data there is nothing to tell the type of, whatever the reason.
+            let empty = error.detail.contains("Can't typefind stream");
+            let better = error.code != Code::Error && !empty;
+            if found.as_ref().is_none_or(|it| it.code == Code::Error && better) {
                 found = Some(error);
             }
         }

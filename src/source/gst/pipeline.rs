@@ -1,21 +1,19 @@
 //! Puts the elements of one connection together.
 //!
 //! ```text
-//! file:  filesrc ─ parsebin ┐
-//! http:  souphttpsrc ─ parsebin ┤
-//! rtsp:  rtspsrc ─ depay ─ parse ┼─ decoder ─ videoconvert ─ appsink
-//! test:  videotestsrc ──────────┘            (does nothing for the formats that we read)
+//! file:  filesrc ─ parsebin ─────────────┐
+//! http:  souphttpsrc ─ parsebin ─────────┤
+//! rtsp:  rtspsrc ─ queue ─ depay ─ parse ┼─ decoder ─ videoconvert ─ appsink
+//! test:  videotestsrc ───────────────────┘            (does nothing for the formats that we read)
 //! ```
 //! What is left of `decoder` is linked when the stream says what it is. Software decoders only:
 //! their pictures lie in memory, where preprocess reads them.
 
 use std::{
-    path::Path,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use gio::prelude::*;
 use gstreamer::{self as gst, prelude::*};
 use gstreamer_app as gst_app;
 use gstreamer_video as gst_video;
@@ -25,7 +23,7 @@ use crate::{
     secret::Secret,
     source::{
         SourceError, Spec, Transport,
-        gst::{Shared, caps},
+        gst::{Shared, caps, tls},
         url::{Pattern, Remote, SourceUrl},
     },
 };
@@ -33,11 +31,17 @@ use crate::{
 /// Seconds from 1900, where NTP counts from, to 1970.
 const NTP_TO_UNIX: u64 = 2_208_988_800;
 
+/// Packets of a live stream that may wait for the decoder, by their time and size.
+const BACKLOG_MAX: Duration = Duration::from_secs(1);
+const BACKLOG_BYTES_MAX: u32 = 32 << 20;
+
+const PARSED_JPEG: &str = "image/jpeg,parsed=true";
+
 /// How RTP carries a codec: its name in RTP, the elements that take it out, the codec's caps.
 const RTP: [(&str, &str, Option<&str>, &str); 6] = [
     ("H264", "rtph264depay", Some("h264parse"), "video/x-h264"),
     ("H265", "rtph265depay", Some("h265parse"), "video/x-h265"),
-    ("JPEG", "rtpjpegdepay", None, "image/jpeg"),
+    ("JPEG", "rtpjpegdepay", Some("jpegparse"), PARSED_JPEG),
     ("MP4V-ES", "rtpmp4vdepay", Some("mpeg4videoparse"), "video/mpeg,mpegversion=4"),
     ("VP8", "rtpvp8depay", None, "video/x-vp8"),
     ("VP9", "rtpvp9depay", None, "video/x-vp9"),
@@ -95,8 +99,26 @@ impl Tail {
             return Ok(());
         }
         watch_arrival(pad, &self.shared);
+        if name == "image/jpeg" && caps.structure(0).is_some_and(|it| !it.has_field("parsed")) {
+            return self.attach_jpeg(&pipeline, pad);
+        }
         watch_data(pad, &self.shared, self.spec.limits);
         if self.shared.failed() { Ok(()) } else { self.decode(&pipeline, pad, &caps) }
+    }
+
+    /// Links the JPEG pictures of a multipart stream, as cameras send them over HTTP. parsebin
+    /// hands them on as they are, but avdec_mjpeg takes parsed ones only; and the sizes are in
+    /// the caps only after the parser.
+    fn attach_jpeg(&self, pipeline: &gst::Pipeline, pad: &gst::Pad) -> Result<(), SourceError> {
+        let parse = make("jpegparse")?;
+        add(pipeline, &[&parse])?;
+        let output = parse.static_pad("src").expect("a parser has a src pad");
+        watch_data(&output, &self.shared, self.spec.limits);
+        let caps = PARSED_JPEG.parse::<gst::Caps>().expect("the caps are valid");
+        self.decode(pipeline, &output, &caps)?;
+        sync(&parse)?;
+        let input = parse.static_pad("sink").expect("a parser has a sink pad");
+        pad.link(&input).map(drop).map_err(|it| broken(format!("linking {PARSED_JPEG}: {it}")))
     }
 
     /// Links `pad`, which gives `caps`, through a decoder if it needs one.
@@ -196,8 +218,8 @@ fn http(remote: &Remote, spec: &Spec) -> Result<gst::Element, SourceError> {
     source.set_property("do-timestamp", true);
     source.set_property("timeout", 10_u32);
     source.set_property("ssl-strict", spec.tls.verify);
-    if let Some(path) = &spec.tls.ca_file {
-        source.set_property("tls-database", trusted(path)?);
+    if remote.tls {
+        tls::set_up(&source, &spec.tls)?;
     }
     credentials(&source, spec);
     Ok(source)
@@ -218,7 +240,9 @@ fn rtsp(pipeline: &gst::Pipeline, remote: &Remote, tail: Tail) -> Result<(), Sou
         },
     );
     source.set_property("latency", u32::try_from(spec.latency.as_millis()).unwrap_or(u32::MAX));
-    source.set_property("drop-on-latency", true);
+    // With it a burst longer than `latency`, and each connection begins with one, would throw away
+    // the oldest packets: the keyframe. See `backlog`.
+    source.set_property("drop-on-latency", false);
     source.set_property("tcp-timeout", 5_000_000_u64);
     source.set_property("teardown-timeout", 500_000_000_u64);
     source.set_property("do-rtsp-keep-alive", true);
@@ -226,8 +250,11 @@ fn rtsp(pipeline: &gst::Pipeline, remote: &Remote, tail: Tail) -> Result<(), Sou
     if !spec.tls.verify {
         source.set_property("tls-validation-flags", gio::TlsCertificateFlags::empty());
     }
-    if let Some(path) = &spec.tls.ca_file {
-        source.set_property("tls-database", trusted(path)?);
+    if remote.tls {
+        tls::set_up(&source, &spec.tls)?;
+    }
+    if let Some(fingerprint) = spec.tls.fingerprint {
+        tls::pin(&source, fingerprint, &tail.shared);
     }
     source.connect("select-stream", false, |values| {
         let caps = values.get(2).and_then(|it| it.get::<gst::Caps>().ok());
@@ -278,8 +305,23 @@ fn depayload(tail: &Tail, pad: &gst::Pad) -> Result<(), SourceError> {
         sync(&last)?;
     }
     sync(&depay)?;
-    let input = depay.static_pad("sink").expect("a depayloader has a sink pad");
+    let backlog = backlog()?;
+    add(&pipeline, &[&backlog])?;
+    link(&backlog, &depay)?;
+    sync(&backlog)?;
+    let input = backlog.static_pad("sink").expect("a queue has a sink pad");
     pad.link(&input).map(drop).map_err(|it| broken(format!("linking {codec}: {it}")))
+}
+
+/// Holds packets while the decoder is behind: long enough for a burst, and not without end where
+/// there is more than this machine can decode. Then the oldest go.
+fn backlog() -> Result<gst::Element, SourceError> {
+    let queue = make("queue")?;
+    queue.set_property("max-size-time", BACKLOG_MAX.as_nanos() as u64);
+    queue.set_property("max-size-bytes", BACKLOG_BYTES_MAX);
+    queue.set_property("max-size-buffers", 0_u32);
+    queue.set_property_from_str("leaky", "downstream");
+    Ok(queue)
 }
 
 fn test(pipeline: &gst::Pipeline, pattern: &Pattern, tail: &Tail) -> Result<(), SourceError> {
@@ -375,15 +417,6 @@ fn captured(buffer: &gst::BufferRef) -> Option<SystemTime> {
 fn credentials(source: &gst::Element, spec: &Spec) {
     source.set_property("user-id", spec.username.as_ref().map(Secret::expose));
     source.set_property("user-pw", spec.password.as_ref().map(Secret::expose));
-}
-
-fn trusted(path: &Path) -> Result<gio::TlsDatabase, SourceError> {
-    // GIO takes absolute names only.
-    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    gio::TlsFileDatabase::new(&path).map(|it| it.upcast()).map_err(|error| SourceError {
-        code: Code::Tls,
-        detail: format!("tls.ca_file {}: {error}", path.display()),
-    })
 }
 
 /// Sets a property if the element has it.
