@@ -244,6 +244,15 @@ pub(crate) fn add(p: &mut Pipeline, id: &str, source: Grey, when_full: WhenFull)
     stream
 }
 
+/// The size of a promise: `small` as a rule, `long` in `scripts/test --long`.
+pub(crate) fn size<T>(small: T, long: T) -> T {
+    match std::env::var("GHOSTWATCH_TEST_SIZE") {
+        Err(_) => small,
+        Ok(it) if it == "long" => long,
+        Ok(it) => panic!("GHOSTWATCH_TEST_SIZE is {it:?}; it is `long` or not set"),
+    }
+}
+
 pub(crate) fn within(ms: u64) -> Instant {
     Instant::now() + Duration::from_millis(ms)
 }
