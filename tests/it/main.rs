@@ -8,6 +8,7 @@ mod http;
 mod journal;
 mod one_frame;
 mod pipeline;
+mod shipped;
 mod shutdown;
 mod source;
 mod source_live;
