@@ -42,3 +42,8 @@ pub mod log;
 pub mod daemon;
 
 pub mod cli;
+
+// What the fuzz targets do, and the replay of what they found.
+#[cfg(test)]
+#[path = "../tests/fuzz/targets.rs"]
+mod fuzz;

@@ -195,7 +195,9 @@ impl Remote {
 impl fmt::Display for SourceUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (scheme, remote) = match self {
-            SourceUrl::File(path) => return write!(f, "file:{}", path.display()),
+            SourceUrl::File(path) => {
+                return write!(f, "file:{}", escaped(&path.display().to_string()));
+            }
             SourceUrl::Test(it) => {
                 let (n, d) = it.fps;
                 return write!(f, "test:?size={}x{}&fps={n}/{d}", it.width, it.height);
@@ -429,6 +431,12 @@ mod tests {
         for text in ["test:?size=0x1", "test:?fps=x", "test:?a=1", "test:?pattern=a!b"] {
             assert!(matches!(SourceUrl::parse(text), Err(UrlError::Pattern(_))), "{text}");
         }
+    }
+
+    #[test]
+    fn the_name_of_a_file_cannot_steer_a_terminal() {
+        let shown = SourceUrl::parse("file:///a%1b[2J%0a.mp4").unwrap().url.to_string();
+        assert_eq!(shown, "file:/a\\u{1b}[2J\\n.mp4");
     }
 
     #[test]
