@@ -269,7 +269,10 @@ fn remote(scheme: &str, rest: &str) -> Result<Parsed, UrlError> {
         Some((user, host)) => (Some(user), host),
         None => (None, authority),
     };
-    if user.is_some() && rest.contains('@') {
+    // Without a user, what looks like host and port can be the user and the start of a password
+    // with a slash in it: `rtsp://user:8/x@host`.
+    let colon = host.contains(':') && !host.ends_with(']');
+    if (user.is_some() || colon) && rest.contains('@') {
         return Err(UrlError::Ambiguous);
     }
     let (host, port) = host_port(host)?;
@@ -395,7 +398,7 @@ mod tests {
         check("http://cam/v.mjpg?password=canary", "http://cam/v.mjpg?***", None);
         check("http://cam?token=canary", "http://cam/?***", None);
         check("rtsp://cam/user=a_password=canary_ch=1", "rtsp://cam/user=***", None);
-        check("rtsp://user:12/canary@cam/", "rtsp://user:12/***@cam/", None);
+        check("rtsp://user/canary@cam/", "rtsp://user/***@cam/", None);
         check("file:///a%20b.mp4", "file:/a b.mp4", None);
         check("clips/a.mp4", "file:clips/a.mp4", None);
         check("test:", "test:?size=1280x720&fps=30/1", None);
@@ -417,8 +420,11 @@ mod tests {
             ("exec:canary", UrlError::Scheme("exec".to_owned())),
             ("rtsp://", UrlError::Host),
             ("rtsp:cam", UrlError::Host),
-            ("rtsp://u:can/ary@cam/", UrlError::Port),
+            ("rtsp://u:can/ary@cam/", UrlError::Ambiguous),
             ("rtsp://u:c@n/ary@cam/", UrlError::Ambiguous),
+            ("rtsp://canary:12/x@cam/", UrlError::Ambiguous),
+            ("rtsp://canary:/x@cam/", UrlError::Ambiguous),
+            ("http://canary:8/x?y@cam/", UrlError::Ambiguous),
             ("rtsp://u:can ary@cam/", UrlError::Control),
             ("rtsp://u:can%ary@cam/", UrlError::Encoding),
             ("rtsp://cam:0/", UrlError::Port),
