@@ -46,4 +46,5 @@ pub mod cli;
 // What the fuzz targets do, and the replay of what they found.
 #[cfg(test)]
 #[path = "../tests/fuzz/targets.rs"]
+#[allow(unreachable_pub, reason = "the fuzz crate reaches them")]
 mod fuzz;

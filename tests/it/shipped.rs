@@ -57,7 +57,8 @@ fn a_batch_of_the_shipped_checkpoint_gives_what_its_pictures_give_alone() {
     let side = loaded.geometry.crop;
     let mut pictures = selftest::pictures(side);
     for step in [37, 101, 211, 17, 5] {
-        pictures.push((0..loaded.geometry.bytes()).map(|it| (it / 3 * step >> 4) as u8).collect());
+        pictures
+            .push((0..loaded.geometry.bytes()).map(|it| ((it / 3 * step) >> 4) as u8).collect());
     }
     let all: Vec<&[u8]> = pictures.iter().map(Vec::as_slice).collect();
     let together = loaded.engine.forward(&all).unwrap();
