@@ -11,6 +11,7 @@ mod one_frame;
 mod pipeline;
 mod shipped;
 mod shutdown;
+mod soak;
 mod source;
 mod source_live;
 mod support;
