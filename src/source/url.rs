@@ -177,10 +177,11 @@ impl Remote {
     /// The path with everything hidden that can be a secret.
     fn shown(&self) -> String {
         let rest = self.rest.expose();
-        let path = rest.split(['?', '#']).next().unwrap_or_default();
+        let (path, query) = rest.split_at(rest.find(['?', '#']).unwrap_or(rest.len()));
         // `/user=admin_password=…_channel=1` is how some recorders want it. An `@` here can be the
         // end of a password with a slash in it.
         let path = match path.rsplit_once('@') {
+            _ if query.contains('@') => "/***".to_owned(),
             Some((_, after)) => format!("/***@{after}"),
             None => path.to_owned(),
         };
@@ -188,7 +189,7 @@ impl Remote {
             Some((before, _)) => format!("{before}=***"),
             None => path,
         };
-        if rest.contains(['?', '#']) { format!("{path}?***") } else { path }
+        if query.is_empty() { path } else { format!("{path}?***") }
     }
 }
 
@@ -399,6 +400,7 @@ mod tests {
         check("http://cam?token=canary", "http://cam/?***", None);
         check("rtsp://cam/user=a_password=canary_ch=1", "rtsp://cam/user=***", None);
         check("rtsp://user/canary@cam/", "rtsp://user/***@cam/", None);
+        check("rtsp://user/canary?x@cam/", "rtsp://user/***?***", None);
         check("file:///a%20b.mp4", "file:/a b.mp4", None);
         check("clips/a.mp4", "file:clips/a.mp4", None);
         check("test:", "test:?size=1280x720&fps=30/1", None);
