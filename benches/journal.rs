@@ -10,9 +10,9 @@ use std::{
 use ghostwatch::{
     event::{Event, Kind},
     journal::{
-        Retain,
         filter::Filter,
         read::Reader,
+        retain::Retain,
         writer::{COMMIT_MAX, Writer},
     },
 };

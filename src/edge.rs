@@ -16,6 +16,15 @@ use crossbeam_channel as channel;
 
 use crate::pulse::TURN;
 
+/// What a source does when its frame edge is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WhenFull {
+    /// The new frame takes the place of the one that waits.
+    Latest,
+    /// The source waits: no frame is lost.
+    Block,
+}
+
 /// The stage after this edge is gone.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the receiving end of the edge is gone")]

@@ -45,3 +45,9 @@ pub mod log;
 pub mod daemon;
 
 pub mod cli;
+
+// What the fuzz targets do, and the replay of what they found.
+#[cfg(test)]
+#[path = "../tests/fuzz/targets.rs"]
+#[allow(unreachable_pub, reason = "the fuzz crate reaches them")]
+mod fuzz;

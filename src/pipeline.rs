@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     edge::{
-        Counts, NotSent, Receiver, Sender, edge,
+        Counts, NotSent, Receiver, Sender, WhenFull, edge,
         merge::{Joining, merge},
     },
     frame::{Frame, Item, Skipped, StateChange},
@@ -52,15 +52,6 @@ pub struct Parts {
 
 /// The loop of the last stage.
 pub type Publish = Box<dyn FnOnce(Receiver<Item<Labelled>>, &Pulse) -> anyhow::Result<()> + Send>;
-
-/// What a source does when its frame edge is full.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WhenFull {
-    /// The new frame takes the place of the one that waits.
-    Latest,
-    /// The source waits: no frame is lost.
-    Block,
-}
 
 /// How many frames of a source that waits for room may wait themselves. More would only hold more
 /// decoded pictures; fewer would let the decoder run dry while a batch is taken.

@@ -175,7 +175,7 @@ mod tests {
     use super::*;
     use crate::{
         event::Event,
-        journal::{Retain, writer::Writer},
+        journal::{retain::Retain, writer::Writer},
     };
 
     fn parse(line: &str) -> Result<Args, clap::Error> {

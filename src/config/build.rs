@@ -17,7 +17,7 @@ use crate::{
         read_secret,
     },
     infer::wanted::{Precision, Use},
-    journal::Retain,
+    journal::retain::Retain,
     secret::Secret,
     sink::{Target, file::Rotation, select::Select},
 };

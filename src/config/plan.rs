@@ -10,12 +10,15 @@ use std::{
 };
 
 use crate::{
+    edge::WhenFull,
     infer::wanted::{Precision, Use},
-    journal::Retain,
-    pipeline::WhenFull,
+    journal::retain::Retain,
     secret::Secret,
     sink::{Target, select::Select},
-    source::{Transport, fingerprint::Fingerprint, url::SourceUrl},
+    source::{
+        fingerprint::Fingerprint,
+        url::{SourceUrl, Transport},
+    },
 };
 
 /// Everything that is configured.

@@ -11,12 +11,11 @@ use crate::{
         read::Fields,
         read_secret,
     },
-    pipeline::WhenFull,
+    edge::WhenFull,
     secret::Secret,
     source::{
-        Transport,
         fingerprint::Fingerprint,
-        url::{Parsed, SourceUrl},
+        url::{Parsed, SourceUrl, Transport},
     },
 };
 

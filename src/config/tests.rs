@@ -15,10 +15,10 @@ use super::{
     *,
 };
 use crate::{
+    edge::WhenFull,
     infer::wanted::Use,
-    pipeline::WhenFull,
     sink::{Target, file::Rotation},
-    source::Transport,
+    source::url::Transport,
 };
 
 const ALONE: Options = Options { env: fake_env, secrets: true, files: false };

@@ -27,6 +27,7 @@ use crate::metrics::Metrics;
 
 mod access;
 mod connections;
+pub(crate) mod query;
 mod routes;
 mod scrapes;
 

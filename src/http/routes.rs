@@ -13,7 +13,7 @@ use hyper::{
 };
 use tracing::error;
 
-use super::{BODY_MAX, Check, Health, Server, access::Refused, connections::Connection};
+use super::{BODY_MAX, Check, Health, Server, access::Refused, connections::Connection, query};
 use crate::metrics::{Method, Route};
 
 const TEXT: &str = "text/plain; charset=utf-8";
@@ -102,7 +102,7 @@ fn refusal<B: Body>(
 }
 
 fn answer_route(server: &Server, route: Route, query: Option<&str>) -> Answer {
-    let verbose = query.is_some_and(|it| it.split('&').any(is_verbose));
+    let verbose = query::verbose(query);
     match route {
         Route::Metrics => match server.scrapes.take(&server.state.metrics) {
             Ok(metrics) => answer_with(StatusCode::OK, METRICS, metrics),
@@ -115,10 +115,6 @@ fn answer_route(server: &Server, route: Route, query: Option<&str>) -> Answer {
         Route::Readyz => health(&(server.state.ready)(), verbose),
         Route::Other => text(StatusCode::NOT_FOUND, "try /metrics, /livez or /readyz?verbose\n"),
     }
-}
-
-fn is_verbose(parameter: &str) -> bool {
-    matches!(parameter, "verbose" | "verbose=" | "verbose=1" | "verbose=true")
 }
 
 /// One word, or a line for each check: `[+]` ok, `[~]` degraded, `[-]` failed.

@@ -5,10 +5,7 @@
 //! has been synced to disk. Sequence numbers are contiguous from 1 and never given twice, even
 //! after retention has removed the events that had them.
 
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, ErrorCode, OptionalExtension};
 
@@ -17,6 +14,7 @@ pub mod cursor;
 pub mod filter;
 pub mod open;
 pub mod read;
+pub mod retain;
 pub mod writer;
 
 /// Marks the file as a ghostwatch journal (`PRAGMA application_id`): "GhWj".
@@ -51,17 +49,6 @@ INSERT INTO epoch SELECT stream, max(json_extract(json, '$.data.epoch')) FROM ev
 /// Beside a journal in which damage was met while it was open, so that the next opening looks at
 /// all of it.
 const SUSPECT: &str = ".suspect";
-
-/// How much the journal keeps. The oldest events go first.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Retain {
-    /// At most about this many bytes in the file, if given.
-    pub bytes: Option<u64>,
-    /// Nothing older than this, if given.
-    pub age: Option<Duration>,
-    /// This many bytes of the file system stay free for others.
-    pub keep_free: u64,
-}
 
 /// Why the journal could not be opened, read or appended to.
 #[derive(Debug, thiserror::Error)]

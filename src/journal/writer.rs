@@ -18,12 +18,13 @@ use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, 
 use crate::{
     event::Event,
     journal::{
-        JournalError, Retain, SUSPECT,
+        JournalError, SUSPECT,
         bell::Owner,
         beside, bounds, crc,
         cursor::Cursor,
         open::{self, Aside, PAGE_BYTES},
         pragma,
+        retain::Retain,
     },
 };
 

@@ -160,6 +160,15 @@ impl Preprocessor {
         }
     }
 
+    /// One without vector instructions: the reference that the others are held to.
+    ///
+    /// # Panics
+    ///
+    /// As [`Preprocessor::new`].
+    pub fn scalar(geometry: Geometry) -> Self {
+        Preprocessor { simd: None, ..Preprocessor::new(geometry) }
+    }
+
     /// The geometry it was made for.
     pub fn geometry(&self) -> Geometry {
         self.geometry

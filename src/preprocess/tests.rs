@@ -110,10 +110,8 @@ fn gray(size: (usize, usize), full_range: bool, seed: usize) -> Picture {
 }
 
 fn run(picture: &Picture, geometry: Geometry, simd: bool) -> Vec<u8> {
-    let mut preprocessor = Preprocessor::new(geometry);
-    if !simd {
-        preprocessor.simd = None;
-    }
+    let mut preprocessor =
+        if simd { Preprocessor::new(geometry) } else { Preprocessor::scalar(geometry) };
     let mut out = vec![0; geometry.bytes()];
     preprocessor.run(picture, &mut out).unwrap();
     out

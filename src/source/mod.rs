@@ -31,7 +31,7 @@ use crate::{
         clock::{Clock, Sampler, Seen},
         fingerprint::Fingerprint,
         supervise::{Backoff, GOOD_AFTER},
-        url::{SourceUrl, UrlError},
+        url::{SourceUrl, Transport, UrlError},
     },
     stage::{Reason, StageName},
 };
@@ -65,17 +65,6 @@ pub struct Spec {
     pub tls: Tls,
     /// Threads of the decoder, from 1.
     pub decode_threads: u32,
-}
-
-/// How RTP is carried.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Transport {
-    /// Inside the RTSP connection.
-    Tcp,
-    /// As datagrams.
-    Udp,
-    /// As datagrams, and inside the connection if none come.
-    Auto,
 }
 
 /// Whom a TLS connection trusts.

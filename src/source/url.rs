@@ -20,6 +20,17 @@ pub enum SourceUrl {
     Test(Pattern),
 }
 
+/// How RTP is carried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// Inside the RTSP connection.
+    Tcp,
+    /// As datagrams.
+    Udp,
+    /// As datagrams, and inside the connection if none come.
+    Auto,
+}
+
 /// The part of a URL behind its scheme.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Remote {
@@ -157,10 +168,11 @@ impl Remote {
     /// The path with everything hidden that can be a secret.
     fn shown(&self) -> String {
         let rest = self.rest.expose();
-        let path = rest.split(['?', '#']).next().unwrap_or_default();
+        let (path, query) = rest.split_at(rest.find(['?', '#']).unwrap_or(rest.len()));
         // `/user=admin_password=…_channel=1` is how some recorders want it. An `@` here can be the
         // end of a password with a slash in it.
         let path = match path.rsplit_once('@') {
+            _ if query.contains('@') => "/***".to_owned(),
             Some((_, after)) => format!("/***@{after}"),
             None => path.to_owned(),
         };
@@ -168,14 +180,16 @@ impl Remote {
             Some((before, _)) => format!("{before}=***"),
             None => path,
         };
-        if rest.contains(['?', '#']) { format!("{path}?***") } else { path }
+        if query.is_empty() { path } else { format!("{path}?***") }
     }
 }
 
 impl fmt::Display for SourceUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (scheme, remote) = match self {
-            SourceUrl::File(path) => return write!(f, "file:{}", path.display()),
+            SourceUrl::File(path) => {
+                return write!(f, "file:{}", escaped(&path.display().to_string()));
+            }
             SourceUrl::Test(it) => {
                 let (n, d) = it.fps;
                 return write!(f, "test:?size={}x{}&fps={n}/{d}", it.width, it.height);
@@ -247,7 +261,10 @@ fn remote(scheme: &str, rest: &str) -> Result<Parsed, UrlError> {
         Some((user, host)) => (Some(user), host),
         None => (None, authority),
     };
-    if user.is_some() && rest.contains('@') {
+    // Without a user, what looks like host and port can be the user and the start of a password
+    // with a slash in it: `rtsp://user:8/x@host`.
+    let colon = host.contains(':') && !host.ends_with(']');
+    if (user.is_some() || colon) && rest.contains('@') {
         return Err(UrlError::Ambiguous);
     }
     let (host, port) = host_port(host)?;
@@ -373,7 +390,8 @@ mod tests {
         check("http://cam/v.mjpg?password=canary", "http://cam/v.mjpg?***", None);
         check("http://cam?token=canary", "http://cam/?***", None);
         check("rtsp://cam/user=a_password=canary_ch=1", "rtsp://cam/user=***", None);
-        check("rtsp://user:12/canary@cam/", "rtsp://user:12/***@cam/", None);
+        check("rtsp://user/canary@cam/", "rtsp://user/***@cam/", None);
+        check("rtsp://user/canary?x@cam/", "rtsp://user/***?***", None);
         check("file:///a%20b.mp4", "file:/a b.mp4", None);
         check("clips/a.mp4", "file:clips/a.mp4", None);
         check("test:", "test:?size=1280x720&fps=30/1", None);
@@ -395,8 +413,11 @@ mod tests {
             ("exec:canary", UrlError::Scheme("exec".to_owned())),
             ("rtsp://", UrlError::Host),
             ("rtsp:cam", UrlError::Host),
-            ("rtsp://u:can/ary@cam/", UrlError::Port),
+            ("rtsp://u:can/ary@cam/", UrlError::Ambiguous),
             ("rtsp://u:c@n/ary@cam/", UrlError::Ambiguous),
+            ("rtsp://canary:12/x@cam/", UrlError::Ambiguous),
+            ("rtsp://canary:/x@cam/", UrlError::Ambiguous),
+            ("http://canary:8/x?y@cam/", UrlError::Ambiguous),
             ("rtsp://u:can ary@cam/", UrlError::Control),
             ("rtsp://u:can%ary@cam/", UrlError::Encoding),
             ("rtsp://cam:0/", UrlError::Port),
@@ -409,6 +430,12 @@ mod tests {
         for text in ["test:?size=0x1", "test:?fps=x", "test:?a=1", "test:?pattern=a!b"] {
             assert!(matches!(SourceUrl::parse(text), Err(UrlError::Pattern(_))), "{text}");
         }
+    }
+
+    #[test]
+    fn the_name_of_a_file_cannot_steer_a_terminal() {
+        let shown = SourceUrl::parse("file:///a%1b[2J%0a.mp4").unwrap().url.to_string();
+        assert_eq!(shown, "file:/a\\u{1b}[2J\\n.mp4");
     }
 
     #[test]

@@ -59,7 +59,7 @@ fn scale_and_shift(name: &str, shape: &[usize]) -> (f64, f64) {
     }
 }
 
-fn weights(config: &Config) -> BTreeMap<String, Tensor> {
+pub(crate) fn weights(config: &Config) -> BTreeMap<String, Tensor> {
     let mut start = 0;
     let fill = |(name, shape): (String, Vec<usize>)| {
         let (scale, shift) = scale_and_shift(&name, &shape);

@@ -6,15 +6,15 @@ use std::{
 };
 
 use ghostwatch::{
+    edge::WhenFull,
     infer::{
         Model,
         batch::{Batching, CloseReason},
     },
-    pipeline::WhenFull,
     pulse::TURN,
 };
 
-use crate::support::{BATCHING, Collect, Grey, Mean, add, start, wait_until, within};
+use crate::support::{BATCHING, Collect, Grey, Mean, add, size, start, wait_until, within};
 
 fn lanes(n: usize, pause: Duration) -> Vec<Box<dyn Model>> {
     (0..n).map(|_| Box::new(Mean(pause)) as Box<dyn Model>).collect()
@@ -22,15 +22,17 @@ fn lanes(n: usize, pause: Duration) -> Vec<Box<dyn Model>> {
 
 #[test]
 fn every_streams_order_is_kept_with_several_lanes() {
-    let sink = Collect::default();
-    let (mut p, _) = start(lanes(3, Duration::from_micros(300)), &sink, BATCHING);
-    for id in ["a", "b"] {
-        add(&mut p, id, Grey::file(500), WhenFull::Block);
-    }
-    wait_until("all frames", || sink.frames.load(SeqCst) == 1000);
-    p.stop(within(2000)).unwrap();
-    for id in ["a", "b"] {
-        assert_eq!(sink.frames_of(id), (0..500).collect::<Vec<u64>>());
+    for _ in 0..size(1, 50) {
+        let sink = Collect::default();
+        let (mut p, _) = start(lanes(3, Duration::from_micros(300)), &sink, BATCHING);
+        for id in ["a", "b"] {
+            add(&mut p, id, Grey::file(500), WhenFull::Block);
+        }
+        wait_until("all frames", || sink.frames.load(SeqCst) == 1000);
+        p.stop(within(2000)).unwrap();
+        for id in ["a", "b"] {
+            assert_eq!(sink.frames_of(id), (0..500).collect::<Vec<u64>>());
+        }
     }
 }
 
@@ -47,7 +49,9 @@ fn equal_streams_get_equal_shares_even_if_one_offers_ten_times_as_much() {
                 add(&mut p, &ids[i], Grey::camera(period), WhenFull::Latest)
             })
             .collect();
-        wait_until("a thousand frames", || 1000 < sink.frames.load(SeqCst));
+        for enough in (1..=size(1, 20)).map(|it| it * 1000) {
+            wait_until("a thousand frames more", || enough < sink.frames.load(SeqCst));
+        }
         p.stop(within(5000)).unwrap();
         let shares: Vec<_> = all.iter().map(|it| it.published.load(Relaxed)).collect();
         let (min, max) = (*shares.iter().min().unwrap(), *shares.iter().max().unwrap());

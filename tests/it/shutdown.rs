@@ -5,9 +5,11 @@ use std::{
     time::Duration,
 };
 
-use ghostwatch::{infer::Model, pipeline::WhenFull};
+use ghostwatch::{edge::WhenFull, infer::Model};
 
-use crate::support::{BATCHING, Collect, Failing, Grey, Mean, add, start, wait_until, within};
+use crate::support::{
+    BATCHING, Collect, Failing, Grey, Mean, add, size, start, wait_until, within,
+};
 
 fn mean() -> Vec<Box<dyn Model>> {
     vec![Box::new(Mean(Duration::ZERO))]
@@ -15,6 +17,10 @@ fn mean() -> Vec<Box<dyn Model>> {
 
 #[test]
 fn end_of_stream_drains_everything() {
+    (0..size(1, 200)).for_each(|_| drain_three_files());
+}
+
+fn drain_three_files() {
     let sink = Collect::default();
     let (mut p, _) = start(mean(), &sink, BATCHING);
     let streams = ["a", "b", "c"].map(|id| add(&mut p, id, Grey::file(100), WhenFull::Block));
@@ -33,7 +39,7 @@ fn end_of_stream_drains_everything() {
 
 #[test]
 fn stop_ends_sources_first_and_accounts_for_every_decoded_frame() {
-    for when_full in [WhenFull::Block, WhenFull::Latest] {
+    for when_full in [WhenFull::Block, WhenFull::Latest].repeat(size(1, 200)) {
         let sink = Collect::default();
         let (mut p, _) = start(mean(), &sink, BATCHING);
         let source = Grey::camera(Duration::ZERO);
@@ -85,7 +91,7 @@ fn back_pressure_bounds_the_frames_in_flight() {
 
 #[test]
 fn a_failed_or_panicked_model_is_reported_with_its_name_and_the_rest_ends() {
-    for panics in [false, true] {
+    for panics in [false, true].repeat(size(1, 50)) {
         for when_full in [WhenFull::Block, WhenFull::Latest] {
             let sink = Collect::default();
             let (mut p, _) = start(vec![Box::new(Failing(3, panics))], &sink, BATCHING);

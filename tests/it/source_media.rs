@@ -9,7 +9,7 @@ use std::{
 use ghostwatch::{
     frame::{Code, Layout, Matrix, Picture},
     preprocess::{Geometry, Preprocessor},
-    source::{End, Spec, Transport},
+    source::{End, Spec, url::Transport},
 };
 
 use crate::{

@@ -11,6 +11,7 @@ use std::{
 
 use ghostwatch::{
     edge::Receiver,
+    edge::WhenFull,
     frame::{Colour, Item, Layout, Matrix, Picture, Planes, Siting, StateChange},
     infer::{
         Model,
@@ -19,7 +20,7 @@ use ghostwatch::{
     },
     label::Labelled,
     ledger::Stream,
-    pipeline::{Parts, Pipeline, WhenFull},
+    pipeline::{Parts, Pipeline},
     preprocess::Geometry,
     source::{Decoded, Next, Opener, Settings, Source, SourceError},
 };
@@ -243,6 +244,15 @@ pub(crate) fn add(p: &mut Pipeline, id: &str, source: Grey, when_full: WhenFull)
     let settings = Settings { max_fps: None, looped: false, start_time: None, first_epoch: 0 };
     p.add_source(Box::new(source), stream.clone(), settings, (when_full, 1)).unwrap();
     stream
+}
+
+/// The size of a promise: `small` as a rule, `long` in `scripts/test --long`.
+pub(crate) fn size<T>(small: T, long: T) -> T {
+    match std::env::var("GHOSTWATCH_TEST_SIZE") {
+        Err(_) => small,
+        Ok(it) if it == "long" => long,
+        Ok(it) => panic!("GHOSTWATCH_TEST_SIZE is {it:?}; it is `long` or not set"),
+    }
 }
 
 pub(crate) fn within(ms: u64) -> Instant {

@@ -22,9 +22,9 @@ use crate::{
     frame::Code,
     secret::Secret,
     source::{
-        SourceError, Spec, Transport,
+        SourceError, Spec,
         gst::{Shared, caps, tls},
-        url::{Pattern, Remote, SourceUrl},
+        url::{Pattern, Remote, SourceUrl, Transport},
     },
 };
 

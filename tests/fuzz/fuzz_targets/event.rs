@@ -1,0 +1,5 @@
+//! See `event` in `targets.rs`.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| ghostwatch_fuzz::targets::event(data));
