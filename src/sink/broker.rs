@@ -1,6 +1,6 @@
 //! What the loop of a sink asks of a broker, and what a broker says of a failure.
 
-use std::{fmt, path::PathBuf};
+use std::{fmt, path::PathBuf, time::Duration};
 
 use crate::{config::plan::Secret, event::Kind};
 
@@ -129,12 +129,14 @@ pub struct Fault {
     pub code: Code,
     /// What happened and where, without secrets.
     pub error: anyhow::Error,
+    /// How long the broker asks us to wait before the next try.
+    pub retry_after: Option<Duration>,
 }
 
 impl Fault {
     /// A fault with what happened.
     pub fn new(code: Code, error: impl Into<anyhow::Error>) -> Fault {
-        Fault { code, error: error.into() }
+        Fault { code, error: error.into(), retry_after: None }
     }
 }
 
