@@ -2,6 +2,8 @@
 
 pub mod broker;
 pub mod file;
+pub(crate) mod tls;
+pub mod webhook;
 
 use std::{
     io::Write,

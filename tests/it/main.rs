@@ -13,5 +13,7 @@ mod source;
 mod source_live;
 mod support;
 mod support_rtsp;
+mod support_server;
 mod systemd;
 mod tidy;
+mod webhook;

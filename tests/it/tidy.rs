@@ -13,7 +13,7 @@ const ONLY: &[(&str, &[&str])] = &[
     ("rusqlite", &["journal/"]),
     ("prometheus::", &["metrics.rs", "metrics/"]),
     ("serde_yaml", &["config/mod.rs"]),
-    ("hyper::", &["http/"]),
+    ("hyper::", &["http/", "sink/webhook.rs"]),
     ("unsafe ", &["preprocess/simd.rs", "infer/device.rs", "infer/gpu.rs"]),
     (
         "thread::Builder",
