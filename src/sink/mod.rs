@@ -2,6 +2,7 @@
 
 pub mod broker;
 pub mod file;
+pub mod nats;
 pub(crate) mod tls;
 pub mod webhook;
 

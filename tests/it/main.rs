@@ -6,6 +6,7 @@ mod end_to_end;
 mod golden;
 mod http;
 mod journal;
+mod nats;
 mod one_frame;
 mod pipeline;
 mod shutdown;

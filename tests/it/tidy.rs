@@ -14,6 +14,7 @@ const ONLY: &[(&str, &[&str])] = &[
     ("prometheus::", &["metrics.rs", "metrics/"]),
     ("serde_yaml", &["config/mod.rs"]),
     ("hyper::", &["http/", "sink/webhook.rs"]),
+    ("async_nats", &["sink/nats.rs"]),
     ("unsafe ", &["preprocess/simd.rs", "infer/device.rs", "infer/gpu.rs"]),
     (
         "thread::Builder",
