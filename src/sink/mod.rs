@@ -3,6 +3,7 @@
 pub mod broker;
 pub mod file;
 pub mod nats;
+pub mod redis;
 pub(crate) mod tls;
 pub mod webhook;
 

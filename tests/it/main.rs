@@ -9,6 +9,7 @@ mod journal;
 mod nats;
 mod one_frame;
 mod pipeline;
+mod redis;
 mod shutdown;
 mod source;
 mod source_live;
