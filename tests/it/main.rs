@@ -11,6 +11,7 @@ mod one_frame;
 mod pipeline;
 mod redis;
 mod shutdown;
+mod sink_figures;
 mod source;
 mod source_live;
 mod support;
