@@ -244,6 +244,21 @@ fn wrong_passwords_and_missing_rights_are_refused() {
 }
 
 #[test]
+fn a_window_of_which_one_event_is_refused_is_not_stored_behind_it() {
+    let half = "--user half on >boo ~ghostwatch:*:frames +ping +xadd +multi +exec";
+    let server = server(&half.split(' ').collect::<Vec<_>>()).started();
+    let mut broker =
+        Redis::new(Settings { login: login(Some("half"), "boo"), ..settings(&server) });
+    let sent = messages(1..=10);
+    run(async {
+        broker.connect().await.unwrap();
+        let (acked, result) = deliver(&mut broker, &sent).await;
+        assert_eq!(code(result), Code::Auth);
+        assert_holds(&server, &sent[..acked.len()]);
+    });
+}
+
+#[test]
 fn tls_is_used_and_a_stranger_is_not_trusted() {
     let (ours, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (authority, stranger) = (Authority::write(ours.path()), Authority::write(other.path()));
