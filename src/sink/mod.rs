@@ -9,8 +9,12 @@ pub mod deliver;
 pub mod feed;
 pub mod file;
 pub mod lines;
+pub mod nats;
 pub mod progress;
+pub mod redis;
 pub mod select;
+pub(crate) mod tls;
+pub mod webhook;
 
 use std::{
     path::Path,

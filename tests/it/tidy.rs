@@ -13,7 +13,8 @@ const ONLY: &[(&str, &[&str])] = &[
     ("rusqlite", &["journal/"]),
     ("prometheus::", &["metrics.rs", "metrics/"]),
     ("serde_yaml", &["config/mod.rs"]),
-    ("hyper::", &["http/"]),
+    ("hyper::", &["http/", "sink/webhook.rs"]),
+    ("async_nats", &["sink/nats.rs"]),
     ("nvml_wrapper::", &["metrics/gpus.rs"]),
     ("unsafe ", &["preprocess/simd.rs", "infer/device.rs", "infer/gpu.rs"]),
     (

@@ -1,0 +1,353 @@
+//! Batches of events as NDJSON by `POST` to a URL.
+//!
+//! One request is under way at a time, so the order is the journal's. Its `Idempotency-Key` is the
+//! first and the last event's id, `<first>-<last>`. A batch that got no answer is sent again as
+//! the same batch with the same key, as long as the process lives; after a restart its events may
+//! come in another batch, so who counts must go by the ids of the events.
+//!
+//! A status of 2xx acknowledges the whole batch, and is worth what the receiver did before it
+//! answered. Redirects are not followed, since they could lead secrets elsewhere.
+//!
+//! The client is hyper's, on one connection: a pool, proxies, cookies and HTTP/2 are of no use to
+//! one request at a time, and hyper serves our own HTTP already.
+
+use std::time::Duration;
+
+use anyhow::anyhow;
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::{
+    Request, Response, StatusCode, Uri,
+    body::{Bytes, Incoming},
+    client::conn::http1::{self, SendRequest},
+    header::{
+        AUTHORIZATION, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER,
+        USER_AGENT,
+    },
+};
+use hyper_util::rt::TokioIo;
+use tokio::time::timeout;
+
+use crate::{
+    config::plan::Secret,
+    sink::{
+        broker::{Acks, Broker, Code, Fault, Login, Message, Tls},
+        tls,
+    },
+};
+
+/// As much of an answer as is read; what follows costs the connection, not memory.
+const ANSWER_BYTES: usize = 64 * 1024;
+/// As much of an answer as is shown.
+const SHOWN_CHARS: usize = 200;
+/// A receiver can ask for a longer pause, but not get it.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
+
+/// Where events are sent, and how.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// The `http` or `https` URL. Its path and query may hold a secret and are never shown.
+    pub url: Secret,
+    /// Headers more.
+    pub headers: Vec<(String, Secret)>,
+    /// A token is sent as `Bearer`, a user and password as `Basic`.
+    pub login: Login,
+    /// At most so many events in one request.
+    pub batch_events: usize,
+    /// At most so many bytes in one request, unless a single event has more.
+    pub batch_bytes: usize,
+    /// What `https` trusts and shows.
+    pub tls: Tls,
+    /// How long connecting may take.
+    pub connect_timeout: Duration,
+    /// How long a request may take, its answer included.
+    pub timeout: Duration,
+}
+
+/// One receiver.
+#[derive(Debug)]
+pub struct Webhook {
+    settings: Settings,
+    target: Target,
+    connection: Option<Sender>,
+    /// The first and the last id of a batch that was sent and not answered.
+    unanswered: Option<(String, String)>,
+}
+
+type Sender = SendRequest<Full<Bytes>>;
+
+/// What the settings say, checked.
+#[derive(Debug)]
+struct Target {
+    uri: Uri,
+    host: String,
+    port: u16,
+    secure: bool,
+    headers: HeaderMap,
+}
+
+impl Webhook {
+    /// Connects nowhere yet.
+    ///
+    /// # Errors
+    /// The URL or a header cannot be used; the text does not show them.
+    pub fn new(settings: Settings) -> anyhow::Result<Webhook> {
+        let target = Target::of(&settings)?;
+        Ok(Webhook { settings, target, connection: None, unanswered: None })
+    }
+
+    /// How many messages go into the next request.
+    fn fitting(&self, messages: &[Message], most: usize) -> usize {
+        if let Some((first, last)) = &self.unanswered
+            && messages[0].id == *first
+            && let Some(at) = messages.iter().position(|it| it.id == *last)
+            && at < most
+        {
+            return at + 1;
+        }
+        let mut bytes = 0;
+        let fits = |it: &&Message| {
+            bytes += it.json.len() + 1;
+            bytes <= self.settings.batch_bytes
+        };
+        messages.iter().take(most).take_while(fits).count().max(1)
+    }
+
+    async fn open(&mut self) -> Result<(), Fault> {
+        self.connection = None;
+        let Target { host, port, secure, .. } = &self.target;
+        let opened = async {
+            let tls = secure.then_some(&self.settings.tls);
+            let stream = TokioIo::new(tls::connect(host, *port, tls).await?);
+            let shaken = http1::handshake(stream).await;
+            shaken.map_err(|error| tls::fault(error, &self.target.place()))
+        };
+        let (sender, driver) =
+            timeout(self.settings.connect_timeout, opened).await.map_err(|_| {
+                let secs = self.settings.connect_timeout.as_secs_f32();
+                let what = anyhow!("{}: no connection within {secs} s", self.target.place());
+                Fault::new(Code::Timeout, what)
+            })??;
+        // Its errors come out of the requests too. It ends when the sender is dropped.
+        tokio::spawn(driver);
+        self.connection = Some(sender);
+        Ok(())
+    }
+
+    fn request(&self, batch: &[Message]) -> Request<Full<Bytes>> {
+        let bytes = batch.iter().map(|it| it.json.len() + 1).sum();
+        let mut body = Vec::with_capacity(bytes);
+        for it in batch {
+            body.extend_from_slice(it.json.as_bytes());
+            body.push(b'\n');
+        }
+        let mut request = Request::post(self.target.uri.clone())
+            .body(Full::new(Bytes::from(body)))
+            .expect("a checked URL makes a request");
+        let key = format!("{}-{}", batch[0].id, batch[batch.len() - 1].id);
+        *request.headers_mut() = self.target.headers.clone();
+        let key = HeaderValue::from_str(&key).expect("ids are letters, digits and hyphens");
+        request.headers_mut().insert("idempotency-key", key);
+        request
+    }
+
+    /// Sends a batch and reads the answer. A connection that was kept open may have been closed by
+    /// the receiver just then, which is no failure: the batch is sent once more on a new one.
+    async fn exchange(&mut self, batch: &[Message]) -> Result<Answer, Fault> {
+        let kept = self.connection.as_ref().is_some_and(|it| !it.is_closed());
+        if !kept {
+            self.open().await?;
+        }
+        match self.once(batch).await {
+            Err(fault) if kept && fault.code == Code::Error => {
+                self.open().await?;
+                self.once(batch).await
+            }
+            other => other,
+        }
+    }
+
+    async fn once(&mut self, batch: &[Message]) -> Result<Answer, Fault> {
+        let request = self.request(batch);
+        let mut sender = self.connection.take().expect("a connection was opened");
+        let exchanged = async {
+            let answer = sender.send_request(request).await?;
+            Ok::<_, hyper::Error>(Answer::read(answer).await)
+        };
+        match timeout(self.settings.timeout, exchanged).await {
+            Ok(Ok((answer, whole))) => {
+                self.connection = whole.then_some(sender);
+                Ok(answer)
+            }
+            Ok(Err(error)) => Err(tls::fault(error, &self.target.place())),
+            Err(_) => {
+                let secs = self.settings.timeout.as_secs_f32();
+                let what = anyhow!("{}: no answer within {secs} s", self.target.place());
+                Err(Fault::new(Code::Timeout, what))
+            }
+        }
+    }
+}
+
+impl Target {
+    fn of(settings: &Settings) -> anyhow::Result<Target> {
+        let uri: Uri = settings.url.expose().parse().map_err(|_| anyhow!("no valid URL"))?;
+        let secure = match uri.scheme_str() {
+            Some("https") => true,
+            Some("http") => false,
+            _ => return Err(anyhow!("the URL must begin with http:// or https://")),
+        };
+        let authority = uri.authority().ok_or_else(|| anyhow!("the URL names no host"))?;
+        if authority.as_str().contains('@') {
+            return Err(anyhow!("the URL holds a user or password; give them apart"));
+        }
+        let (host, port) = (authority.host().to_owned(), authority.port_u16());
+        let mut headers = HeaderMap::new();
+        headers.insert(HOST, HeaderValue::from_str(authority.as_str())?);
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
+        let agent = concat!("ghostwatch/", env!("CARGO_PKG_VERSION"));
+        headers.insert(USER_AGENT, HeaderValue::from_static(agent));
+        let secret = |text: &str| {
+            let mut value = HeaderValue::from_str(text)?;
+            value.set_sensitive(true);
+            anyhow::Ok(value)
+        };
+        let Login { username, password, token } = &settings.login;
+        if let Some(token) = token {
+            let value = secret(&format!("Bearer {}", token.expose()));
+            headers.insert(AUTHORIZATION, value.map_err(|_| anyhow!("the token is no header"))?);
+        } else if username.is_some() || password.is_some() {
+            let password = password.as_ref().map_or("", Secret::expose);
+            let both = format!("{}:{password}", username.as_deref().unwrap_or(""));
+            headers.insert(AUTHORIZATION, secret(&format!("Basic {}", base64(both.as_bytes())))?);
+        }
+        for (name, value) in &settings.headers {
+            let bad = |_| anyhow!("{name:?} is no header, or its value cannot be one");
+            let known = HeaderName::try_from(name).map_err(|it| bad(it.into()))?;
+            headers.insert(known, secret(value.expose()).map_err(bad)?);
+        }
+        // A request names the path only; the host stands in its header.
+        let path = uri.path_and_query().map_or("/", |it| it.as_str()).parse()?;
+        let port = port.unwrap_or(if secure { 443 } else { 80 });
+        Ok(Target { uri: path, host, port, secure, headers })
+    }
+
+    fn place(&self) -> String {
+        format!("webhook {}:{}", self.host, self.port)
+    }
+}
+
+/// What a receiver said.
+#[derive(Debug)]
+struct Answer {
+    status: StatusCode,
+    retry_after: Option<Duration>,
+    /// The beginning of its body, escaped.
+    said: String,
+}
+
+impl Answer {
+    /// The answer, and whether it was read to its end.
+    async fn read(answer: Response<Incoming>) -> (Answer, bool) {
+        let status = answer.status();
+        let retry_after = answer.headers().get(RETRY_AFTER).and_then(|it| it.to_str().ok());
+        let retry_after =
+            retry_after.and_then(|it| it.trim().parse().ok()).map(Duration::from_secs);
+        // The status is there, and stands whatever becomes of the body.
+        let body = Limited::new(answer.into_body(), ANSWER_BYTES).collect().await;
+        let (text, whole) = match body {
+            Ok(it) => (String::from_utf8_lossy(&it.to_bytes()).into_owned(), true),
+            Err(_) => (String::new(), false),
+        };
+        let said = text.trim().chars().take(SHOWN_CHARS).flat_map(char::escape_debug).collect();
+        (Answer { status, retry_after, said }, whole)
+    }
+
+    fn fault(self, place: &str) -> Fault {
+        let code = match self.status.as_u16() {
+            401 | 403 | 407 => Code::Auth,
+            404 | 410 => Code::NotFound,
+            408 | 504 => Code::Timeout,
+            413 => Code::TooLarge,
+            429 | 507 => Code::Full,
+            _ => Code::Error,
+        };
+        let advice = if self.status.is_redirection() {
+            "; redirects are not followed, name the place itself"
+        } else {
+            ""
+        };
+        let said = if self.said.is_empty() { String::new() } else { format!(": {}", self.said) };
+        let what = anyhow!("{place}: answered {}{said}{advice}", self.status);
+        let mut fault = Fault::new(code, what);
+        fault.retry_after = self.retry_after.map(|it| it.min(RETRY_AFTER_MAX));
+        fault
+    }
+}
+
+impl Broker for Webhook {
+    async fn connect(&mut self) -> Result<(), Fault> {
+        self.open().await
+    }
+
+    async fn deliver(&mut self, messages: &[Message], acks: &mut Acks<'_>) -> Result<(), Fault> {
+        let mut most = self.settings.batch_events.max(1);
+        while acks.count() < messages.len() {
+            let rest = &messages[acks.count()..];
+            let batch = &rest[..self.fitting(rest, most)];
+            let ends = |it: &Message, last: &Message| (it.id.clone(), last.id.clone());
+            self.unanswered = Some(ends(&batch[0], &batch[batch.len() - 1]));
+            let answer = self.exchange(batch).await?;
+            if answer.status.is_success() {
+                self.unanswered = None;
+                batch.iter().for_each(|_| acks.next(false));
+                most = (most * 2).min(self.settings.batch_events.max(1));
+            } else if answer.status == StatusCode::PAYLOAD_TOO_LARGE && batch.len() > 1 {
+                self.unanswered = None;
+                most = batch.len().div_ceil(2);
+            } else {
+                return Err(answer.fault(&self.target.place()));
+            }
+        }
+        Ok(())
+    }
+
+    async fn lost(&mut self) -> Fault {
+        // A receiver may close a connection that is idle; the next request opens another.
+        std::future::pending().await
+    }
+
+    async fn close(&mut self) {
+        self.connection = None;
+    }
+}
+
+/// The letters of a user and password for `Basic`.
+fn base64(bytes: &[u8]) -> String {
+    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::new();
+    for part in bytes.chunks(3) {
+        let at = |it: usize| u32::from(*part.get(it).unwrap_or(&0));
+        let three = at(0) << 16 | at(1) << 8 | at(2);
+        for place in 0..4 {
+            if place <= part.len() {
+                text.push(char::from(LETTERS[(three >> (18 - 6 * place) & 63) as usize]));
+            } else {
+                text.push('=');
+            }
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_and_password_are_written_as_rfc_4648_says() {
+        for (text, wanted) in [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v")] {
+            assert_eq!(base64(text.as_bytes()), wanted);
+        }
+        assert_eq!(base64(b"foobar\xff\xfe"), "Zm9vYmFy//4=");
+    }
+}
