@@ -1,5 +1,6 @@
 //! Where events go besides the journal: readers of it, each with its own cursor.
 
+pub mod broker;
 pub mod file;
 
 use std::{
