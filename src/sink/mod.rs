@@ -2,6 +2,8 @@
 
 pub mod broker;
 pub mod file;
+pub mod mqtt;
+pub mod tls;
 
 use std::{
     io::Write,
