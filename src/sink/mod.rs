@@ -2,6 +2,8 @@
 
 pub mod broker;
 pub mod file;
+#[cfg(feature = "kafka")]
+pub mod kafka;
 pub mod mqtt;
 pub mod tls;
 

@@ -7,7 +7,6 @@ use std::{
     collections::HashMap,
     fs,
     future::Future,
-    path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
 };
@@ -19,19 +18,31 @@ use ghostwatch::{
         mqtt::{Address, Mqtt, Settings},
     },
 };
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use tempfile::TempDir;
 
 use crate::{
     mqtt::{proxy::Proxy, reader::Reader},
     support::wait_until,
     support_server::{Server, free_port},
+    support_tls::certificates,
 };
+
+/// Debian puts it where only root's PATH looks.
+const MOSQUITTO: &str = "/usr/sbin/mosquitto";
 
 /// Mosquitto as the README says to run it: everything is kept for a subscriber that is away, and
 /// a SIGTERM writes it to disk (as the user who runs the tests, or it could not).
-fn mosquitto(folder: &TempDir, more: &str) -> Server {
+pub(crate) fn mosquitto(folder: &TempDir, more: &str) -> Server {
     mosquitto_on(folder, free_port(), "allow_anonymous true\n", more)
+}
+
+/// Keeps nothing and says nothing.
+pub(crate) fn quiet_mosquitto(folder: &TempDir) -> Server {
+    let port = free_port();
+    let file = folder.path().join("mosquitto.conf");
+    let conf = format!("listener {port} 127.0.0.1\nallow_anonymous true\nlog_type none\n");
+    fs::write(&file, conf).unwrap();
+    Server::start("mosquitto", MOSQUITTO, ["-c", file.to_str().unwrap()], port, folder.path())
 }
 
 fn mosquitto_on(folder: &TempDir, port: u16, who: &str, more: &str) -> Server {
@@ -42,12 +53,10 @@ fn mosquitto_on(folder: &TempDir, port: u16, who: &str, more: &str) -> Server {
     );
     let file = folder.path().join("mosquitto.conf");
     fs::write(&file, conf).unwrap();
-    // Debian puts it where only root's PATH looks.
-    let program = "/usr/sbin/mosquitto";
-    Server::start("mosquitto", program, ["-c", file.to_str().unwrap(), "-v"], port, folder.path())
+    Server::start("mosquitto", MOSQUITTO, ["-c", file.to_str().unwrap(), "-v"], port, folder.path())
 }
 
-fn settings(port: u16) -> Settings {
+pub(crate) fn settings(port: u16) -> Settings {
     let address = Address { tls: false, host: "127.0.0.1".into(), port };
     let mut it = Settings::new(address, "host-a-mqtt");
     it.connect_timeout = Duration::from_secs(5);
@@ -55,22 +64,22 @@ fn settings(port: u16) -> Settings {
     it
 }
 
-fn broker(settings: Settings) -> Mqtt {
+pub(crate) fn broker(settings: Settings) -> Mqtt {
     Mqtt::new(settings).unwrap()
 }
 
 /// Runs on a thread of its own, as a sink does.
-fn run<T>(future: impl Future<Output = T>) -> T {
+pub(crate) fn run<T>(future: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(future)
 }
 
 /// The events `from..to` of two streams in turn, about 700 bytes each.
-fn frames(from: u64, to: u64) -> Vec<Message> {
+pub(crate) fn frames(from: u64, to: u64) -> Vec<Message> {
     (from..to).map(|seq| frame(seq, if seq % 2 == 0 { "front" } else { "yard" }, 656)).collect()
 }
 
-fn frame(seq: u64, stream: &str, label_id: u32) -> Message {
+pub(crate) fn frame(seq: u64, stream: &str, label_id: u32) -> Message {
     let id = format!("01JH8Z6Q3K5V9W2X4Y6Z8A0B2C-{seq:020}");
     let pad = "x".repeat(400);
     let json = format!(
@@ -379,32 +388,6 @@ fn a_wrong_password_is_refused_and_a_right_one_is_taken() {
         assert_eq!(deliver(&mut broker, &frames(1, 3)).await.0, 2);
         broker.close().await;
     });
-}
-
-/// A certificate authority and what it has signed, as files.
-fn certificates(folder: &Path) -> Tls {
-    let write = |name: &str, text: String| -> PathBuf {
-        let file = folder.join(name);
-        fs::write(&file, text).unwrap();
-        file
-    };
-    let mut params = CertificateParams::new([]).unwrap();
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let key = KeyPair::generate().unwrap();
-    let ca_file = write("ca.pem", params.self_signed(&key).unwrap().pem());
-    let ca = Issuer::new(params, key);
-    let signed = |name: &str, host: &str| {
-        let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::new([host.to_owned()]).unwrap();
-        // Named like the authority, it would be taken for one.
-        params.distinguished_name.push(DnType::CommonName, name);
-        let cert = params.signed_by(&key, &ca).unwrap();
-        let cert = write(&format!("{name}.pem"), cert.pem());
-        (cert, write(&format!("{name}.key"), key.serialize_pem()))
-    };
-    signed("server", "127.0.0.1");
-    let (cert, key) = signed("client", "ghostwatch");
-    Tls { ca_file: Some(ca_file), cert_file: Some(cert), key_file: Some(key) }
 }
 
 #[test]

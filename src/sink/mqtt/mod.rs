@@ -147,6 +147,8 @@ pub struct Mqtt {
     link: Option<Link>,
     /// The label that the broker keeps for each stream, as far as this connection knows.
     labels: HashMap<String, u32>,
+    /// A delivery is going on, or was dropped in its middle.
+    delivering: bool,
 }
 
 impl Mqtt {
@@ -156,7 +158,15 @@ impl Mqtt {
     /// [`Settings::check`] says what.
     pub fn new(settings: Settings) -> anyhow::Result<Mqtt> {
         settings.check()?;
-        Ok(Mqtt { settings, link: None, labels: HashMap::new() })
+        Ok(Mqtt { settings, link: None, labels: HashMap::new(), delivering: false })
+    }
+
+    /// After a delivery that was dropped in its middle nobody knows what the acknowledgements that
+    /// still come are for. The broker then speaks our last will.
+    fn forget_if_dropped(&mut self) {
+        if self.delivering {
+            self.link = None;
+        }
     }
 
     fn availability(&self) -> String {
@@ -279,6 +289,7 @@ impl Broker for Mqtt {
     async fn connect(&mut self) -> Result<(), Fault> {
         // Everything that the library remembers of the old connection goes with it.
         self.link = None;
+        self.delivering = false;
         self.labels.clear();
         let dialled = self.dial().await;
         if dialled.is_err() {
@@ -288,7 +299,10 @@ impl Broker for Mqtt {
     }
 
     async fn deliver(&mut self, messages: &[Message], acks: &mut Acks<'_>) -> Result<(), Fault> {
+        self.forget_if_dropped();
+        self.delivering = true;
         let delivered = self.deliver_all(messages, acks).await;
+        self.delivering = false;
         if delivered.as_ref().is_err_and(|it| it.code != Code::TooLarge) {
             self.link = None;
         }
@@ -303,6 +317,7 @@ impl Broker for Mqtt {
     }
 
     async fn close(&mut self) {
+        self.forget_if_dropped();
         let deadline = Instant::now() + CLOSE;
         if self.say(OFFLINE, deadline).await.is_ok()
             && let Some(link) = self.link.take()
