@@ -71,10 +71,13 @@ fn mqtt_events_per_second() {
     // Without the log, whose writing would be measured.
     let server = mqtt::quiet_mosquitto(&folder);
     let all = mqtt::frames(0, EVENTS as u64);
-    for _ in 0..3 {
-        let mut broker = mqtt::broker(mqtt::settings(server.port));
+    for retain_label in [true, false, true, false] {
+        let mut settings = mqtt::settings(server.port);
+        settings.retain_label = retain_label;
+        let mut broker = mqtt::broker(settings);
         let ours = mqtt::run(ours(&mut broker, &all));
-        print("mqtt", ours, mqtt::run(bare_mqtt(server.port, &all)));
+        let what = if retain_label { "mqtt" } else { "mqtt without labels" };
+        print(what, ours, mqtt::run(bare_mqtt(server.port, &all)));
     }
 }
 
