@@ -8,7 +8,10 @@ pub mod dead;
 pub mod deliver;
 pub mod feed;
 pub mod file;
+#[cfg(feature = "kafka")]
+pub mod kafka;
 pub mod lines;
+pub mod mqtt;
 pub mod nats;
 pub mod progress;
 pub mod redis;

@@ -28,7 +28,7 @@ use hyper_util::rt::TokioIo;
 use tokio::time::timeout;
 
 use crate::{
-    config::plan::Secret,
+    secret::Secret,
     sink::{
         broker::{Acks, Broker, Code, Fault, Login, Message, Tls},
         tls,

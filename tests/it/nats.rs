@@ -12,7 +12,7 @@ use async_nats::jetstream::{
     stream::{Config, DiscardPolicy},
 };
 use ghostwatch::{
-    config::plan::Secret,
+    secret::Secret,
     sink::{
         broker::{Broker as _, Code, Login, Message, Tls},
         nats::{Create, Nats, Settings},

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use ghostwatch::{
-    config::plan::Secret,
+    secret::Secret,
     sink::{
         broker::{Broker as _, Code, Login, Message, Tls},
         redis::{Redis, Settings},

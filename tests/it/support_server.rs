@@ -160,7 +160,14 @@ pub(crate) fn sized(seq: u64, bytes: usize) -> Message {
     let start = format!(r#"{{"id":"{id}","seq":{seq},"stream":"{stream}","fill":""#);
     let fill = "x".repeat(bytes.saturating_sub(start.len() + 2));
     let topic = if seq % 10 == 7 { Topic::State } else { Topic::Frames };
-    Message { seq, id, topic, stream: Some(stream.to_owned()), json: format!("{start}{fill}\"}}") }
+    Message {
+        seq,
+        id,
+        topic,
+        stream: Some(stream.to_owned()),
+        json: format!("{start}{fill}\"}}"),
+        appended: std::time::SystemTime::now(),
+    }
 }
 
 pub(crate) fn messages(range: std::ops::RangeInclusive<u64>) -> Vec<Message> {

@@ -9,7 +9,7 @@ use std::{
 };
 
 use ghostwatch::{
-    config::plan::Secret,
+    secret::Secret,
     sink::{
         broker::{Broker as _, Code, Login, Message, Tls},
         webhook::{Settings, Webhook},

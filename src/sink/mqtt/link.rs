@@ -1,0 +1,183 @@
+//! One connection: a task that turns the client library's event loop, so that pings go out while
+//! nobody waits for an acknowledgement, and what it tells.
+
+use std::{collections::VecDeque, error::Error, io};
+
+use anyhow::anyhow;
+use rumqttc::{
+    AsyncClient, ConnectReturnCode, ConnectionError, Event, EventLoop, Incoming, MqttOptions,
+    NetworkOptions, Outgoing, QoS, StateError,
+};
+use tokio::{
+    sync::mpsc,
+    task::JoinSet,
+    time::{Instant, timeout_at},
+};
+
+use crate::sink::{
+    broker::{Code, Fault},
+    mqtt::Settings,
+};
+
+/// Steps of a connection.
+#[derive(Debug, PartialEq)]
+pub(super) enum Told {
+    /// The broker has let us in.
+    Connected,
+    /// The next publication, in order, goes out with this identifier.
+    Sent(u16),
+    /// The publication with this identifier is acknowledged.
+    Acked(u16),
+}
+
+type Step = Result<Told, ConnectionError>;
+
+/// Dropping it ends the connection without a good-bye and forgets what was in flight.
+pub(super) struct Link {
+    client: AsyncClient,
+    steps: mpsc::Receiver<Step>,
+    /// Received together, because one wake-up for each is slow; not looked at yet.
+    ahead: VecDeque<Step>,
+    batch: Vec<Step>,
+    task: JoinSet<()>,
+}
+
+impl Link {
+    pub(super) fn start(options: MqttOptions, settings: &Settings) -> Link {
+        // A window of publications, one label for the last of them and a good-bye never wait.
+        let room = usize::from(settings.max_inflight) + 2;
+        let (client, mut event_loop) = AsyncClient::new(options, room);
+        let mut network = NetworkOptions::new();
+        network.set_tcp_nodelay(true);
+        // Not only for connecting: also how long a full socket may take to become writable.
+        network.set_connection_timeout(settings.ack_timeout.as_secs().max(1));
+        event_loop.set_network_options(network);
+        let (to, steps) = mpsc::channel(2 * room);
+        let mut task = JoinSet::new();
+        task.spawn(turn(event_loop, to));
+        Link { client, steps, ahead: VecDeque::new(), batch: Vec::new(), task }
+    }
+
+    /// Hands a publication to the task; never waits.
+    pub(super) fn publish(
+        &self,
+        topic: String,
+        retain: bool,
+        payload: impl Into<Vec<u8>>,
+    ) -> Result<(), Fault> {
+        let sent = self.client.try_publish(topic, QoS::AtLeastOnce, retain, payload);
+        sent.map_err(|it| Fault::new(Code::Error, anyhow!("handing over a publication: {it}")))
+    }
+
+    /// The next step.
+    pub(super) async fn next(&mut self, deadline: Instant) -> Result<Told, Fault> {
+        if self.ahead.is_empty() {
+            let received = self.steps.recv_many(&mut self.batch, 64);
+            let count = timeout_at(deadline, received).await.map_err(|_| {
+                Fault::new(Code::Timeout, anyhow!("the broker has not answered in time"))
+            })?;
+            if count == 0 {
+                return Err(lost_link());
+            }
+            self.ahead.extend(self.batch.drain(..));
+        }
+        self.ahead.pop_front().expect("at least one was received").map_err(fault)
+    }
+
+    /// Returns when the connection is lost. Nothing is in flight, so nothing else is told.
+    pub(super) async fn lost(&mut self) -> Fault {
+        loop {
+            let step = match self.ahead.pop_front() {
+                Some(it) => Some(it),
+                None => self.steps.recv().await,
+            };
+            match step {
+                Some(Ok(_)) => (),
+                Some(Err(it)) => return fault(it),
+                None => return lost_link(),
+            }
+        }
+    }
+
+    /// Says good-bye, so that the broker throws the last will away.
+    pub(super) async fn end(mut self, deadline: Instant) {
+        if self.client.try_disconnect().is_ok() {
+            // Past the deadline the connection is cut instead.
+            timeout_at(deadline, self.task.join_next()).await.ok();
+        }
+    }
+}
+
+async fn turn(mut event_loop: EventLoop, to: mpsc::Sender<Step>) {
+    // A publication whose identifier is still taken waits until that is acknowledged, and is
+    // announced twice.
+    let mut waiting = None;
+    loop {
+        let step = match event_loop.poll().await {
+            Ok(Event::Incoming(Incoming::ConnAck(_))) => Ok(Told::Connected),
+            Ok(Event::Incoming(Incoming::PubAck(ack))) => Ok(Told::Acked(ack.pkid)),
+            Ok(Event::Outgoing(Outgoing::AwaitAck(id))) => {
+                waiting = Some(id);
+                Ok(Told::Sent(id))
+            }
+            Ok(Event::Outgoing(Outgoing::Publish(id))) if waiting == Some(id) => {
+                waiting = None;
+                continue;
+            }
+            Ok(Event::Outgoing(Outgoing::Publish(id))) => Ok(Told::Sent(id)),
+            Ok(Event::Outgoing(Outgoing::Disconnect)) => return,
+            Ok(_) => continue,
+            Err(error) => Err(error),
+        };
+        // The library would connect anew and go on where it was; that is ours to decide.
+        let over = step.is_err();
+        if to.send(step).await.is_err() || over {
+            return;
+        }
+    }
+}
+
+/// The fault of using a connection that is not there any more.
+pub(super) fn lost_link() -> Fault {
+    Fault::new(Code::Error, anyhow!("the connection is closed"))
+}
+
+fn fault(error: ConnectionError) -> Fault {
+    let code = match &error {
+        ConnectionError::NetworkTimeout | ConnectionError::FlushTimeout => Code::Timeout,
+        ConnectionError::MqttState(StateError::AwaitPingResp | StateError::CollisionTimeout) => {
+            Code::Timeout
+        }
+        ConnectionError::ConnectionRefused(
+            ConnectReturnCode::BadUserNamePassword | ConnectReturnCode::NotAuthorized,
+        ) => Code::Auth,
+        ConnectionError::Tls(_) => Code::Tls,
+        it => code_of_chain(it),
+    };
+    Fault::new(code, error)
+}
+
+/// The library wraps errors of the socket differently before, at and after the handshakes.
+fn code_of_chain(error: &(dyn Error + 'static)) -> Code {
+    let mut cause = Some(error);
+    while let Some(it) = cause {
+        if let Some(it) = it.downcast_ref::<io::Error>() {
+            return code_of_io(it);
+        }
+        cause = it.source();
+    }
+    Code::Error
+}
+
+fn code_of_io(error: &io::Error) -> Code {
+    if error.get_ref().is_some_and(|it| it.is::<rustls::Error>()) {
+        return Code::Tls;
+    }
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => Code::Refused,
+        io::ErrorKind::TimedOut
+        | io::ErrorKind::HostUnreachable
+        | io::ErrorKind::NetworkUnreachable => Code::Timeout,
+        _ => Code::Error,
+    }
+}
