@@ -34,7 +34,11 @@ use crate::{
     observe::Observer,
     pipeline::{Added, Parts, Pipeline, Unread},
     publish::Publisher,
-    sink::{Sink, Sinks, Target, deliver, progress::Progress, select::Select},
+    sink::{
+        Sink, Sinks, deliver,
+        progress::Progress,
+        settings::{Select, Target},
+    },
     source::{self, Spec, gst::GstOpener},
     systemd,
 };

@@ -10,7 +10,7 @@ use crate::{
         Options, host_name,
         plan::{
             BatchPlan, DevicePlan, HttpPlan, JournalPlan, LimitsPlan, LogFormat, LogPlan,
-            ModelPlan, Plan, SinkPlan,
+            ModelPlan, Plan,
         },
         problem::{Problem, escaped},
         read::{Fields, Item, Value},
@@ -19,7 +19,6 @@ use crate::{
     infer::wanted::{Precision, Use},
     journal::retain::Retain,
     secret::Secret,
-    sink::{Target, file::Rotation, select::Select},
 };
 
 /// What the file is not, but what it needs.
@@ -64,7 +63,7 @@ pub fn build(root: &Fields, around: &Surroundings<'_>) -> Built {
     let device = it.device(root.map("device"));
     let batch = it.batch(root.map("batch"));
     let journal = it.journal(root.map("journal"));
-    let sinks = it.sinks(root);
+    let sinks = it.sinks(root, &instance);
     let http = it.http(root.map("http"));
     let log = log(root.map("log"));
     let plan = http.map(|http| Plan {
@@ -217,43 +216,6 @@ impl Builder<'_> {
             },
             commit_every: it.duration("commit_every").expect(DEFAULT),
         }
-    }
-
-    fn sinks(&mut self, root: &Fields) -> Vec<SinkPlan> {
-        let mut sinks: Vec<SinkPlan> = Vec::new();
-        for item in root.list("sinks").expect(DEFAULT) {
-            let Value::Map(it) = &item.value else { continue };
-            let Some(kind) = it.word("type") else { continue };
-            let name = it.text("name").unwrap_or(kind).to_owned();
-            if !is_id(&name) {
-                self.problems.push(it.problem("name", "the name is not valid").allowed(ID));
-            }
-            if sinks.iter().any(|it| it.name == name) {
-                let message =
-                    format!("another sink is called {name} too; give each a name of its own");
-                self.problems.push(it.problem("name", message));
-            }
-            let target = if kind == "file" {
-                let Some(path) = self.path(it, "path", false) else {
-                    if !it.has("path") {
-                        self.problems.push(it.problem("path", "a file sink needs it"));
-                    }
-                    continue;
-                };
-                let rotate_bytes = it.size("rotate_bytes").unwrap_or(100 << 20);
-                let keep = it.int("keep").map_or(5, |it| u32::try_from(it).expect(BOUND));
-                Target::File(path, Rotation { bytes: rotate_bytes, keep, sync: false })
-            } else {
-                for name in ["path", "rotate_bytes", "keep"] {
-                    if it.has(name) {
-                        self.problems.push(it.problem(name, "only a file sink can have this"));
-                    }
-                }
-                Target::Stdout
-            };
-            sinks.push(SinkPlan { name, target, select: Select::default() });
-        }
-        sinks
     }
 
     fn http(&mut self, it: &Fields) -> Option<HttpPlan> {

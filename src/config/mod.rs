@@ -12,6 +12,7 @@ pub mod raw;
 pub mod read;
 pub mod scalar;
 pub mod schema;
+pub mod sinks;
 pub mod streams;
 #[cfg(test)]
 mod tests;

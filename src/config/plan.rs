@@ -14,7 +14,7 @@ use crate::{
     infer::wanted::{Precision, Use},
     journal::retain::Retain,
     secret::Secret,
-    sink::{Target, select::Select},
+    sink::settings::{Select, Target},
     source::{
         fingerprint::Fingerprint,
         url::{SourceUrl, Transport},

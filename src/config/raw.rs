@@ -3,7 +3,11 @@
 //! One table, from which come the checks, the messages, the defaults and the JSON Schema. What it
 //! does not list is refused. It knows nothing of how fields depend on each other: see `build`.
 
+pub mod sinks;
+
 use Kind::{Bool, Choice, Duration, Entries, Int, List, Map, Number, Or, Secret, Size, Text, Time};
+
+use sinks::SINK;
 
 /// One field.
 #[derive(Debug)]
@@ -322,30 +326,6 @@ const RETAIN: &[Field] = &[
         Yaml("2GiB"),
         "This much of the file system stays free for others.",
     ),
-];
-
-/// The types of sinks.
-pub const SINK_TYPES: &[&str] = &["stdout", "file"];
-/// Sinks of later versions, so that the message can say so.
-pub const LATER_SINKS: [&str; 5] = ["nats", "redis", "mqtt", "kafka", "webhook"];
-
-/// One sink.
-pub const SINK: &[Field] = &[
-    field("type", Choice(SINK_TYPES), Required, "Standard output, or a file."),
-    field(
-        "name",
-        Text(63),
-        Unset,
-        "Names it in metrics; written like a stream id. Not set: its type.",
-    ),
-    field("path", Text(TEXT), Unset, "file: where to; older ones are PATH.1, PATH.2, …"),
-    field(
-        "rotate_bytes",
-        Size("64KiB", "1TiB"),
-        Unset,
-        "file: a file that would grow beyond this is moved aside first [100MiB].",
-    ),
-    field("keep", Int(0, 1000), Unset, "file: how many files are kept beside the newest [5]."),
 ];
 
 const HTTP: &[Field] = &[

@@ -5,7 +5,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use crate::config::{
     node::Tree,
     problem::{escaped, meant},
-    raw::{Kind, LATER_SINKS, SINK_TYPES},
+    raw::Kind,
     read::Value,
     units,
 };
@@ -71,9 +71,6 @@ fn number(kind: &Kind, it: f64) -> Option<Value> {
 fn choice(words: &'static [&'static str], text: &str) -> Result<Value, Wrong> {
     if let Some(word) = words.iter().find(|it| **it == text) {
         return Ok(Value::Word(word));
-    }
-    if words == SINK_TYPES && LATER_SINKS.contains(&text) {
-        return Err(Wrong::Value(format!("`{text}` sinks are not in this version")));
     }
     let shown = escaped(text);
     Err(Wrong::Value(match meant(text, words.iter().copied()) {

@@ -141,7 +141,7 @@ impl Builder<'_> {
         }
     }
 
-    fn warn_inline(&mut self, it: &Fields, in_url: bool) {
+    pub(super) fn warn_inline(&mut self, it: &Fields, in_url: bool) {
         let name = if in_url {
             "url"
         } else if it.is_inline("password") {
@@ -167,7 +167,7 @@ impl Builder<'_> {
     }
 
     /// The user name and password, from the URL or from their own fields.
-    fn credentials(
+    pub(super) fn credentials(
         &mut self,
         it: &Fields,
         username: Option<Secret>,

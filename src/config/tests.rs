@@ -17,7 +17,7 @@ use super::{
 use crate::{
     edge::WhenFull,
     infer::wanted::Use,
-    sink::{Target, file::Rotation},
+    sink::settings::{Rotation, Target},
     source::url::Transport,
 };
 
@@ -58,7 +58,7 @@ batch: {max_size: 300}
 journal:
   retain: {bytes: 20}
 http: {listen: "0.0.0.0:9464"}
-sinks: [{type: nats}]
+sinks: [{type: nat}]
 "#;
     let problems = read(text).unwrap_err();
     assert_eq!(problems.list.len(), 10, "{problems}");
@@ -74,7 +74,7 @@ sinks: [{type: nats}]
             config.yaml:7:19: batch.max_size: 300 is out of range; allowed: 1 to 256
             config.yaml:9:19: journal.retain.bytes: expected a size with its unit, found the number 20; allowed: null, or 1MiB to 1024TiB, in B, KiB, MiB, GiB, TiB, kB, MB, GB or TB
             config.yaml:10:16: http.listen: 0.0.0.0:9464 can be reached from outside, and http.token_file is not set; allowed: a loopback address, or any with http.token_file
-            config.yaml:11:16: sinks[0].type: `nats` sinks are not in this version; allowed: stdout, file"#]],
+            config.yaml:11:16: sinks[0].type: `nat` is unknown; did you mean `nats`?; allowed: stdout, file, nats, redis, mqtt, kafka, webhook"#]],
     );
 }
 

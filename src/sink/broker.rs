@@ -2,11 +2,10 @@
 
 use std::{
     fmt,
-    path::PathBuf,
     time::{Duration, SystemTime},
 };
 
-use crate::{event::Kind, secret::Secret};
+use crate::event::Kind;
 
 /// One event on its way to a broker.
 #[derive(Clone, Debug, PartialEq)]
@@ -215,26 +214,4 @@ pub trait Broker {
 
     /// Says good-bye, bounded in time. Nothing is in flight.
     async fn close(&mut self);
-}
-
-/// How a connection is protected and to whom it is trusted.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Tls {
-    /// Certificates to trust instead of the system's, PEM.
-    pub ca_file: Option<PathBuf>,
-    /// The certificate shown to the broker, PEM; `Some` iff `key_file` is.
-    pub cert_file: Option<PathBuf>,
-    /// Its private key, PEM.
-    pub key_file: Option<PathBuf>,
-}
-
-/// Who we are to the broker.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Login {
-    /// The user.
-    pub username: Option<String>,
-    /// The user's password.
-    pub password: Option<Secret>,
-    /// A token, instead of both.
-    pub token: Option<Secret>,
 }

@@ -4,10 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
-use crate::sink::{
-    broker::Message,
-    file::{RotatingFile, Rotation},
-};
+use crate::sink::{broker::Message, file::RotatingFile, settings::Rotation};
 
 /// Older files of the same sink are kept, up to 1 GiB in all.
 const ROTATION: Rotation = Rotation { bytes: 100 << 20, keep: 9, sync: true };

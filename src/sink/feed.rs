@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     journal::{filter::Filter, read::Reader},
-    sink::{broker::Message, select::Select},
+    sink::{broker::Message, settings::Select},
 };
 
 /// Events looked at in one read transaction, and at most in flight to a broker at once.

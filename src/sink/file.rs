@@ -9,16 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// How a [`RotatingFile`] rotates.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rotation {
-    /// A file that would grow beyond this is moved aside first.
-    pub bytes: u64,
-    /// How many files are kept beside the newest.
-    pub keep: u32,
-    /// Whether [`RotatingFile::flush`] waits until the disk has it.
-    pub sync: bool,
-}
+use crate::sink::settings::Rotation;
 
 /// A file of lines that is moved aside when it has grown.
 #[derive(Debug)]

@@ -9,7 +9,8 @@ use crate::{
     cli::text::{self, Clock},
     sink::{
         broker::{Acks, Broker, Code, Fault, Message},
-        file::{RotatingFile, Rotation},
+        file::RotatingFile,
+        settings::Rotation,
     },
 };
 

@@ -16,6 +16,7 @@ pub mod nats;
 pub mod progress;
 pub mod redis;
 pub mod select;
+pub mod settings;
 pub(crate) mod tls;
 pub mod webhook;
 
@@ -31,7 +32,6 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    cli::text::Clock,
     journal::read::Reader,
     sink::{
         broker::Broker,
@@ -39,20 +39,9 @@ use crate::{
         deliver::{Delivery, Watch},
         lines::{File, Stdout},
         progress::Progress,
-        select::Select,
+        settings::{Select, Target},
     },
 };
-
-/// What a sink writes to.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Target {
-    /// Lines for people on standard output.
-    Text(Clock),
-    /// NDJSON on standard output.
-    Stdout,
-    /// NDJSON in a file that is moved aside when it has grown.
-    File(std::path::PathBuf, file::Rotation),
-}
 
 /// One sink that is to run.
 pub struct Sink {
@@ -100,6 +89,16 @@ impl Sinks {
                 Target::Stdout => run(delivery, Stdout { text: None }, parts_rx),
                 Target::File(path, rotation) => {
                     run(delivery, File { path, rotation, file: None }, parts_rx)
+                }
+                Target::Nats(it) => run(delivery, nats::Nats::new(it), parts_rx),
+                Target::Redis(it) => run(delivery, redis::Redis::new(it), parts_rx),
+                Target::Mqtt(it) => run(delivery, mqtt::Mqtt::new(it)?, parts_rx),
+                Target::Webhook(it) => run(delivery, webhook::Webhook::new(it)?, parts_rx),
+                #[cfg(feature = "kafka")]
+                Target::Kafka(it) => run(delivery, kafka::Kafka::new(it)?, parts_rx),
+                #[cfg(not(feature = "kafka"))]
+                Target::Kafka(_) => {
+                    anyhow::bail!("this build has no Kafka: its feature is `kafka`")
                 }
             };
             threads.push((format!("sink {name}"), spawn(&format!("sink-{name}"), deliver)?));

@@ -49,7 +49,8 @@ use async_nats::{
 use tokio::{sync::watch, time::timeout};
 
 use crate::sink::{
-    broker::{Acks, Broker, Code, Fault, Login, Message, Tls, Topic},
+    broker::{Acks, Broker, Code, Fault, Message, Topic},
+    settings::{Login, Nats as Settings},
     tls,
 };
 
@@ -57,50 +58,6 @@ use crate::sink::{
 const WINDOW: usize = 256;
 /// How often an idle connection is tried; it is lost when two tries go unanswered.
 const PING: Duration = Duration::from_secs(10);
-
-/// Where the servers are, and what is written there.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Settings {
-    /// URLs of the servers of one cluster, without secrets; the first that answers is taken.
-    pub servers: Vec<String>,
-    /// The first parts of the subjects.
-    pub subject_prefix: String,
-    /// The stream's name.
-    pub stream: String,
-    /// What the stream is like if it has to be made. One that is there is never changed.
-    pub create: Create,
-    /// TLS, also if the server does not insist.
-    pub tls: Option<Tls>,
-    /// User and password, or a token.
-    pub login: Login,
-    /// How long a connection, or an acknowledgement, may take.
-    pub timeout: Duration,
-}
-
-/// What a stream is like that has to be made. It is kept in files, and its oldest messages go when
-/// it is full.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Create {
-    /// Messages older than this go; `None` for never.
-    pub max_age: Option<Duration>,
-    /// The oldest messages go beyond so many bytes; `None` for never.
-    pub max_bytes: Option<u64>,
-    /// On how many servers of the cluster it is kept.
-    pub replicas: usize,
-    /// How long the server knows the ids of messages.
-    pub duplicate_window: Duration,
-}
-
-impl Default for Create {
-    fn default() -> Create {
-        Create {
-            max_age: None,
-            max_bytes: None,
-            replicas: 1,
-            duplicate_window: Duration::from_secs(120),
-        }
-    }
-}
 
 /// A connection to one NATS server.
 #[derive(Debug)]

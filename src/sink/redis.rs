@@ -17,8 +17,6 @@
 //! append-only file all since the last snapshot. What a server lost cannot be added again below
 //! the ids that came after.
 
-use std::time::Duration;
-
 use anyhow::anyhow;
 use redis::{
     AsyncConnectionConfig, Pipeline, RedisConnectionInfo, RedisError, RedisResult, Value,
@@ -28,7 +26,8 @@ use redis::{
 use tokio::{task::JoinHandle, time::timeout};
 
 use crate::sink::{
-    broker::{Acks, Broker, Code, Fault, Login, Message, Tls},
+    broker::{Acks, Broker, Code, Fault, Message},
+    settings::Redis as Settings,
     tls,
 };
 
@@ -41,27 +40,6 @@ const WINDOW_BYTES: usize = 512 * 1024;
 const ARGUMENT_BYTES: usize = 1024 * 1024;
 /// An id from here on is a time in milliseconds, which Redis gives where nobody names an id.
 const TIMES_FROM: u64 = 1_000_000_000_000;
-
-/// Where the server is, and what is written there.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Settings {
-    /// The server's name or address.
-    pub host: String,
-    /// Its port; 6379 is usual.
-    pub port: u16,
-    /// The number of the database; 0 is usual.
-    pub database: u32,
-    /// The first part of the keys: `<prefix>:<journal id>:<topic>`.
-    pub key_prefix: String,
-    /// About so many entries are kept in each key, the newest; `None` for all.
-    pub max_entries: Option<u64>,
-    /// TLS, if the server wants it.
-    pub tls: Option<Tls>,
-    /// A user of the server's access control list, or a password alone.
-    pub login: Login,
-    /// How long connecting or one window may take.
-    pub timeout: Duration,
-}
 
 /// A connection to one Redis server.
 #[derive(Debug)]

@@ -6,21 +6,11 @@ use crate::{
         filter::Filter,
         read::{Gap, Record},
     },
-    sink::broker::{Message, Topic},
+    sink::{
+        broker::{Message, Topic},
+        settings::Select,
+    },
 };
-
-/// Which events a sink gets. The default is all, whole.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Select {
-    /// Of these topics; of all, if empty.
-    pub topics: Vec<Topic>,
-    /// Of these streams; of all, and of the daemon, if empty.
-    pub streams: Vec<String>,
-    /// Frames only whose best label has at least this confidence.
-    pub min_confidence: Option<f32>,
-    /// At most so many labels per frame.
-    pub top: Option<usize>,
-}
 
 impl Select {
     /// What this sink gets of an event; `None` if nothing. Events of kinds that a later version

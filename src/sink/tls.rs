@@ -14,7 +14,10 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
-use crate::sink::broker::{Code, Fault, Tls};
+use crate::sink::{
+    broker::{Code, Fault},
+    settings::Tls,
+};
 
 /// A connection, with TLS or without.
 pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}

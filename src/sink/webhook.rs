@@ -30,7 +30,8 @@ use tokio::time::timeout;
 use crate::{
     secret::Secret,
     sink::{
-        broker::{Acks, Broker, Code, Fault, Login, Message, Tls},
+        broker::{Acks, Broker, Code, Fault, Message},
+        settings::{Login, Webhook as Settings},
         tls,
     },
 };
@@ -41,27 +42,6 @@ const ANSWER_BYTES: usize = 64 * 1024;
 const SHOWN_CHARS: usize = 200;
 /// A receiver can ask for a longer pause, but not get it.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
-
-/// Where events are sent, and how.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Settings {
-    /// The `http` or `https` URL. Its path and query may hold a secret and are never shown.
-    pub url: Secret,
-    /// Headers more.
-    pub headers: Vec<(String, Secret)>,
-    /// A token is sent as `Bearer`, a user and password as `Basic`.
-    pub login: Login,
-    /// At most so many events in one request.
-    pub batch_events: usize,
-    /// At most so many bytes in one request, unless a single event has more.
-    pub batch_bytes: usize,
-    /// What `https` trusts and shows.
-    pub tls: Tls,
-    /// How long connecting may take.
-    pub connect_timeout: Duration,
-    /// How long a request may take, its answer included.
-    pub timeout: Duration,
-}
 
 /// One receiver.
 #[derive(Debug)]

@@ -14,6 +14,8 @@ mod daemon {
     pub mod ledger;
     pub mod postprocess;
     pub mod preprocess;
+    pub mod pulse;
+    pub mod secret;
     pub mod stage;
 
     pub mod cli {
@@ -28,6 +30,7 @@ mod daemon {
     pub mod infer {
         pub mod batch;
         pub mod selftest;
+        pub mod wanted;
         pub mod weights;
 
         /// The daemon's trait; nothing here runs a model.
@@ -37,12 +40,26 @@ mod daemon {
             /// # Errors
             /// The device failed.
             fn forward(&mut self, batch: &[&[u8]]) -> anyhow::Result<Vec<Vec<f32>>>;
+
+            /// Nothing.
+            ///
+            /// # Errors
+            /// Never.
+            fn warm_up(&mut self) -> anyhow::Result<()> {
+                Ok(())
+            }
         }
     }
     pub mod journal {
         pub mod filter;
+        pub mod retain;
+    }
+    pub mod sink {
+        pub mod broker;
+        pub mod settings;
     }
     pub mod source {
+        pub mod fingerprint;
         pub mod url;
     }
 }

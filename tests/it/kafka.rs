@@ -10,8 +10,9 @@ use std::{
 };
 
 use ghostwatch::sink::{
-    broker::{Acks, Broker, Code, Fault, Message, Tls, Topic},
-    kafka::{Kafka, Settings},
+    broker::{Acks, Broker, Code, Fault, Message, Topic},
+    kafka::Kafka,
+    settings::{Kafka as Settings, Tls},
 };
 use rdkafka::{
     ClientConfig, Message as _, Offset, TopicPartitionList,

@@ -14,8 +14,9 @@ use std::{
 use ghostwatch::{
     secret::Secret,
     sink::{
-        broker::{Acks, Broker, Code, Fault, Login, Message, Tls, Topic},
-        mqtt::{Address, Mqtt, Settings},
+        broker::{Acks, Broker, Code, Fault, Message, Topic},
+        mqtt::Mqtt,
+        settings::{Address, Login, Mqtt as Settings, Tls},
     },
 };
 use tempfile::TempDir;

@@ -14,8 +14,9 @@ use async_nats::jetstream::{
 use ghostwatch::{
     secret::Secret,
     sink::{
-        broker::{Broker as _, Code, Login, Message, Tls},
-        nats::{Create, Nats, Settings},
+        broker::{Broker as _, Code, Message},
+        nats::Nats,
+        settings::{Login, Nats as Settings, NatsStream as Create, Tls},
     },
 };
 

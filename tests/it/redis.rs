@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 use ghostwatch::{
     secret::Secret,
     sink::{
-        broker::{Broker as _, Code, Login, Message, Tls},
-        redis::{Redis, Settings},
+        broker::{Broker as _, Code, Message},
+        redis::Redis,
+        settings::{Login, Redis as Settings, Tls},
     },
 };
 use redis::{Client, Connection, streams::StreamRangeReply};

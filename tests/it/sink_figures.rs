@@ -11,9 +11,10 @@ use std::{
 
 use async_nats::jetstream::{self, message::PublishMessage, stream::Config};
 use ghostwatch::sink::{
-    broker::{Broker, Login, Message},
-    nats::{Create, Nats},
+    broker::{Broker, Message},
+    nats::Nats,
     redis::Redis,
+    settings::{self, Login, NatsStream as Create},
 };
 
 use crate::support_server::{Server, deliver, messages, run};
@@ -59,7 +60,7 @@ fn redis_beside_redis_benchmark() {
             all.iter().chain(&log).map(|it| (*it).to_owned()).collect()
         })
         .started();
-        let mut broker = Redis::new(ghostwatch::sink::redis::Settings {
+        let mut broker = Redis::new(settings::Redis {
             host: "127.0.0.1".to_owned(),
             port: server.port(),
             database: 0,
@@ -109,7 +110,7 @@ fn nats_beside_a_minimal_client() {
         })
         .started();
         let url = format!("nats://127.0.0.1:{}", server.port());
-        let mut broker = Nats::new(ghostwatch::sink::nats::Settings {
+        let mut broker = Nats::new(settings::Nats {
             servers: vec![url.clone()],
             subject_prefix: "ghostwatch.v1".to_owned(),
             stream: "GHOSTWATCH".to_owned(),

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use ghostwatch::sink::broker::Tls;
+use ghostwatch::sink::settings::Tls;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 
 /// Makes `ca.pem`, `server.pem` with `server.key` for 127.0.0.1, and a certificate for a client.

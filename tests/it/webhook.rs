@@ -11,8 +11,9 @@ use std::{
 use ghostwatch::{
     secret::Secret,
     sink::{
-        broker::{Broker as _, Code, Login, Message, Tls},
-        webhook::{Settings, Webhook},
+        broker::{Broker as _, Code, Message},
+        settings::{Login, Tls, Webhook as Settings},
+        webhook::Webhook,
     },
 };
 use rustls::{

@@ -19,7 +19,8 @@ use tracing::debug;
 
 use crate::sink::{
     broker::{Code, Fault, Message},
-    kafka::{Mechanism, Settings, fault},
+    kafka::fault,
+    settings::{Kafka as Settings, Mechanism},
 };
 
 /// How long one question blocks its thread.

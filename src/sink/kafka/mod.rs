@@ -13,7 +13,7 @@ mod client;
 
 use std::{collections::VecDeque, time::Duration};
 
-use anyhow::{anyhow, ensure};
+use anyhow::anyhow;
 use rdkafka::{
     error::RDKafkaErrorCode,
     producer::{Producer as _, ThreadedProducer},
@@ -24,102 +24,13 @@ use tokio::{
 };
 
 use crate::sink::{
-    broker::{Acks, Broker, Code, Fault, Login, Message, Tls, Topic},
+    broker::{Acks, Broker, Code, Fault, Message, Topic},
     kafka::client::{Ear, Report, code_of},
+    settings::Kafka as Settings,
 };
 
 /// How long a good-bye may take.
 const CLOSE: Duration = Duration::from_secs(2);
-
-/// How a password is shown to the broker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mechanism {
-    /// As it is; only sensible with TLS.
-    Plain,
-    /// SCRAM with SHA-256.
-    ScramSha256,
-    /// SCRAM with SHA-512.
-    ScramSha512,
-}
-
-/// How to reach a cluster and what to do there.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Settings {
-    /// `host:port` of some of its brokers; they know the others.
-    pub servers: Vec<String>,
-    /// The first part of every topic's name.
-    pub topic_prefix: String,
-    /// Our name in the broker's logs and quotas.
-    pub client_id: String,
-    /// How long connecting may take.
-    pub connect_timeout: Duration,
-    /// The connection is given up if the oldest event in flight is not acknowledged for so long.
-    pub ack_timeout: Duration,
-    /// Events in flight; at least 1.
-    pub max_inflight: usize,
-    /// The largest message, and batch of messages, that is sent. At or under the broker's
-    /// `message.max.bytes` and the topics' `max.message.bytes`.
-    pub message_bytes_max: usize,
-    /// Partitions of a topic that is made because it is missing; -1 for the broker's default.
-    pub partitions: i32,
-    /// Its replicas; -1 for the broker's default.
-    pub replicas: i32,
-    /// `Some` iff the connection is protected.
-    pub tls: Option<Tls>,
-    /// How the password is shown.
-    pub mechanism: Mechanism,
-    /// Who we are; with a user name iff the broker asks for SASL.
-    pub login: Login,
-}
-
-impl Settings {
-    /// The settings that nobody needs to change.
-    pub fn new(servers: Vec<String>, client_id: impl Into<String>) -> Settings {
-        Settings {
-            servers,
-            topic_prefix: "ghostwatch.v1".into(),
-            client_id: client_id.into(),
-            connect_timeout: Duration::from_secs(10),
-            ack_timeout: Duration::from_secs(30),
-            max_inflight: 1_000,
-            message_bytes_max: 1_000_000,
-            partitions: -1,
-            replicas: -1,
-            tls: None,
-            mechanism: Mechanism::ScramSha512,
-            login: Login::default(),
-        }
-    }
-
-    /// Checks what a broker would refuse only later.
-    ///
-    /// # Errors
-    /// What is wrong with which setting.
-    pub fn check(&self) -> anyhow::Result<()> {
-        let prefix = &self.topic_prefix;
-        let plain = |it: char| it.is_ascii_alphanumeric() || "._-".contains(it);
-        ensure!(
-            (1..=200).contains(&prefix.len()) && prefix.chars().all(plain),
-            "topic_prefix {prefix:?} must have 1 to 200 of the letters, digits, `.`, `_` and `-`"
-        );
-        let odd = |it: &String| it.is_empty() || it.contains([',', '/', '@', ' ']);
-        ensure!(
-            !self.servers.is_empty() && !self.servers.iter().any(odd),
-            "servers must be a list of host:port"
-        );
-        ensure!((1..=100_000).contains(&self.max_inflight), "max_inflight must be 1 to 100000");
-        ensure!(
-            (1_000..=1_000_000_000).contains(&self.message_bytes_max),
-            "message_bytes_max must be between 1000 and 1000000000"
-        );
-        ensure!(self.login.token.is_none(), "Kafka takes a user name and a password, not a token");
-        Ok(())
-    }
-
-    fn topic(&self, topic: Topic) -> String {
-        format!("{}.{}", self.topic_prefix, topic.name())
-    }
-}
 
 /// A cluster that speaks Kafka's protocol.
 pub struct Kafka {

@@ -16,7 +16,7 @@ use tokio::{
 
 use crate::sink::{
     broker::{Code, Fault},
-    mqtt::Settings,
+    settings::Mqtt as Settings,
 };
 
 /// Steps of a connection.

@@ -15,17 +15,18 @@ mod window;
 
 use std::{collections::HashMap, time::Duration};
 
-use anyhow::{anyhow, bail, ensure};
+use anyhow::anyhow;
 use rumqttc::{LastWill, MqttOptions, QoS, Transport};
 use tokio::time::{Instant, timeout_at};
 
 use crate::sink::{
-    broker::{Acks, Broker, Code, Fault, Login, Message, Tls, Topic},
+    broker::{Acks, Broker, Code, Fault, Message, Topic},
     mqtt::{
         label::Label,
         link::{Link, Told, lost_link},
         window::Window,
     },
+    settings::{Address, Mqtt as Settings},
     tls,
 };
 
@@ -33,112 +34,6 @@ const ONLINE: &str = "online";
 const OFFLINE: &str = "offline";
 /// How long a good-bye may take.
 const CLOSE: Duration = Duration::from_secs(2);
-
-/// Where a broker listens.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Address {
-    /// With TLS.
-    pub tls: bool,
-    /// Name or IP address.
-    pub host: String,
-    /// TCP port.
-    pub port: u16,
-}
-
-impl Address {
-    /// Reads `mqtt://host[:1883]` or `mqtts://host[:8883]`.
-    ///
-    /// # Errors
-    /// It is something else. User and password have settings of their own, so that URLs can be
-    /// printed.
-    pub fn parse(url: &str) -> anyhow::Result<Address> {
-        let (tls, rest) = match url.split_once("://") {
-            Some(("mqtt", rest)) => (false, rest),
-            Some(("mqtts", rest)) => (true, rest),
-            _ => bail!("the URL must start with mqtt:// or mqtts://"),
-        };
-        let rest = rest.strip_suffix('/').unwrap_or(rest);
-        ensure!(!rest.contains('@'), "user and password go into `username` and `password`");
-        let (host, port) = match rest.rsplit_once(':') {
-            // A colon inside brackets belongs to an IPv6 address.
-            Some((host, port)) if !port.ends_with(']') => {
-                let port = port.parse().map_err(|_| anyhow!("{port:?} is not a TCP port"))?;
-                (host, port)
-            }
-            _ => (rest, if tls { 8883 } else { 1883 }),
-        };
-        let odd = |it: char| !(it.is_ascii_alphanumeric() || "-._[]:".contains(it));
-        ensure!(!host.is_empty() && !host.contains(odd), "{host:?} is not a host name");
-        Ok(Address { tls, host: host.to_owned(), port })
-    }
-}
-
-/// How to reach a broker and what to do there.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Settings {
-    /// Where it listens.
-    pub address: Address,
-    /// The first part of every topic.
-    pub topic_prefix: String,
-    /// Our name there. Stable, so that the broker ends an old connection when a new one comes;
-    /// different for each sink of each daemon, or they would end each other's.
-    pub client_id: String,
-    /// How often a silent connection is tried; at least a second.
-    pub keep_alive: Duration,
-    /// How long connecting may take.
-    pub connect_timeout: Duration,
-    /// The connection is given up if the oldest event in flight is not acknowledged for so long.
-    pub ack_timeout: Duration,
-    /// Events in flight; at least 1.
-    pub max_inflight: u16,
-    /// The largest packet that the broker takes. 3.1.1 has no way to ask it.
-    pub packet_bytes_max: usize,
-    /// The last label of each stream is kept on the broker for whoever subscribes later.
-    pub retain_label: bool,
-    /// Whom to trust.
-    pub tls: Tls,
-    /// Who we are. A token is sent as the password.
-    pub login: Login,
-}
-
-impl Settings {
-    /// The settings that nobody needs to change.
-    pub fn new(address: Address, client_id: impl Into<String>) -> Settings {
-        Settings {
-            address,
-            topic_prefix: "ghostwatch".into(),
-            client_id: client_id.into(),
-            keep_alive: Duration::from_secs(30),
-            connect_timeout: Duration::from_secs(10),
-            ack_timeout: Duration::from_secs(30),
-            max_inflight: 100,
-            packet_bytes_max: 1 << 20,
-            retain_label: true,
-            tls: Tls::default(),
-            login: Login::default(),
-        }
-    }
-
-    /// Checks what the client library would panic at or a broker would misunderstand.
-    ///
-    /// # Errors
-    /// What is wrong with which setting.
-    pub fn check(&self) -> anyhow::Result<()> {
-        let prefix = &self.topic_prefix;
-        let odd = |it: char| it.is_control() || "+#".contains(it);
-        ensure!(
-            (1..=256).contains(&prefix.len()) && !prefix.starts_with('$') && !prefix.contains(odd),
-            "topic_prefix {prefix:?} must have 1 to 256 bytes, no `+`, `#` or control characters, and no `$` in front"
-        );
-        ensure!((1..=256).contains(&self.client_id.len()), "client_id must have 1 to 256 bytes");
-        ensure!(
-            (1..=u64::from(u16::MAX)).contains(&self.keep_alive.as_secs()),
-            "keep_alive must be between 1 s and 65535 s"
-        );
-        ensure!(0 < self.max_inflight, "max_inflight must be at least 1");
-        Ok(())
-    }
-}
 
 /// A broker that speaks MQTT 3.1.1.
 pub struct Mqtt {
