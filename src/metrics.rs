@@ -77,8 +77,6 @@ pub struct Metrics {
     streams: Arc<Streams>,
     queues: Arc<Queues>,
     sinks: Arc<Sinks>,
-    sink_ack: HistogramVec,
-    delivery: HistogramVec,
     /// By stream id; what the publishing stage observes into without looking labels up.
     timers: RwLock<HashMap<String, Arc<Timers>>>,
     build_info: IntGaugeVec,
@@ -132,8 +130,7 @@ impl Metrics {
         let r = Registry::new();
         let streams = Arc::new(Streams::new());
         let queues = Arc::new(Queues::new());
-        let sinks = Arc::new(Sinks::new());
-        register(&r, sinks::Reader(sinks.clone()));
+        let sinks = Sinks::registered(&r);
         register(&r, streams::Reader(streams.clone()));
         register(&r, queues::Reader(queues.clone()));
         let process = Box::new(ProcessCollector::for_self());
@@ -142,16 +139,6 @@ impl Metrics {
             streams,
             queues,
             sinks,
-            sink_ack: register(&r, histograms(
-                "sink_ack_duration_seconds",
-                "From handing a message to a broker's client to its acknowledgement.",
-                &["sink"],
-            )),
-            delivery: register(&r, histograms(
-                "delivery_seconds",
-                "From a frame's arrival to a broker's acknowledgement, by the wall clock.",
-                &["sink"],
-            )),
             timers: RwLock::default(),
             build_info: register(&r, gauges(
                 "build_info",
@@ -369,10 +356,7 @@ impl Metrics {
 
     /// A broker has acknowledged a message.
     pub fn acked(&self, sink: &str, took: Duration, since_arrival: Option<Duration>) {
-        self.sink_ack.with_label_values(&[sink]).observe(took.as_secs_f64());
-        if let Some(it) = since_arrival {
-            self.delivery.with_label_values(&[sink]).observe(it.as_secs_f64());
-        }
+        self.sinks.acked(sink, took, since_arrival);
     }
 
     /// A commit took this long.

@@ -92,29 +92,47 @@ fn everything_that_can_be_said_is_heard() {
 #[test]
 fn what_cannot_be_is_told_with_its_place() {
     let check = |sinks: &str, said: Expect| said.assert_eq(&read(sinks).unwrap_err());
-    check("{type: nats}, {type: redis}, {type: file}", expect![[r#"
+    check(
+        "{type: nats}, {type: redis}, {type: file}",
+        expect![[r#"
         c.yaml:4:9: sinks[0].servers: a nats sink needs it
         c.yaml:4:23: sinks[1].url: a redis sink needs it
-        c.yaml:4:38: sinks[2].path: a file sink needs it"#]]);
-    check("{type: nats, servers: ['nats://u:p@h'], path: x, url: y}", expect![[r#"
+        c.yaml:4:38: sinks[2].path: a file sink needs it"#]],
+    );
+    check(
+        "{type: nats, servers: ['nats://u:p@h'], path: x, url: y}",
+        expect![[r#"
         c.yaml:4:31: sinks[0].servers: these are no addresses of NATS servers; allowed: nats://host:port, without user name and password
         c.yaml:4:55: sinks[0].path: only a file sink can have this
-        c.yaml:4:63: sinks[0].url: only a redis or mqtt or webhook sink can have this"#]]);
-    check("{type: redis, url: 'http://x'}, {type: mqtt, url: 'mqtt://h/x'}", expect![[r#"
+        c.yaml:4:63: sinks[0].url: only a redis or mqtt or webhook sink can have this"#]],
+    );
+    check(
+        "{type: redis, url: 'http://x'}, {type: mqtt, url: 'mqtt://h/x'}",
+        expect![[r#"
         c.yaml:4:28: sinks[0].url: the URL must start with redis:// or rediss://
-        c.yaml:4:59: sinks[1].url: nothing can stand after the port"#]]);
-    check("{type: redis, url: 'redis://h/x'}, {type: stdout, tls: {}}", expect![[r#"
+        c.yaml:4:59: sinks[1].url: nothing can stand after the port"#]],
+    );
+    check(
+        "{type: redis, url: 'redis://h/x'}, {type: stdout, tls: {}}",
+        expect![[r#"
         c.yaml:4:28: sinks[0].url: what stands after the slash is no database; allowed: a number from 0
-        c.yaml:4:64: sinks[1].tls: only a nats or redis or mqtt or kafka or webhook sink can have this"#]]);
-    check("{type: mqtt, url: 'mqtt://h', tls: {cert_file: c}, prefix: 'a/#'}", expect![[r#"
+        c.yaml:4:64: sinks[1].tls: only a nats or redis or mqtt or kafka or webhook sink can have this"#]],
+    );
+    check(
+        "{type: mqtt, url: 'mqtt://h', tls: {cert_file: c}, prefix: 'a/#'}",
+        expect![[r#"
         c.yaml:4:16: sinks[0].type: topic_prefix "a/#" must have 1 to 256 bytes, no `+`, `#` or control characters, and no `$` in front
         c.yaml:4:44: sinks[0].tls: the URL says mqtt://, which has no TLS
         c.yaml:4:56: sinks[0].tls.cert_file: cert_file and key_file come together
-        c.yaml:4:68: sinks[0].prefix: the prefix has other characters; allowed: a-z, A-Z, 0-9, `.`, `_`, `-`, `/`"#]]);
-    check("{type: stdout, streams: [front], types: [labels], top: 6}", expect![[r#"
+        c.yaml:4:68: sinks[0].prefix: the prefix has other characters; allowed: a-z, A-Z, 0-9, `.`, `_`, `-`, `/`"#]],
+    );
+    check(
+        "{type: stdout, streams: [front], types: [labels], top: 6}",
+        expect![[r#"
         c.yaml:4:33: sinks[0].streams: there is no stream front
         c.yaml:4:50: sinks[0].types[0]: `labels` is unknown; allowed: frames, state, gap, daemon
-        c.yaml:4:64: sinks[0].top: 6 is out of range; allowed: 1 to 5"#]]);
+        c.yaml:4:64: sinks[0].top: 6 is out of range; allowed: 1 to 5"#]],
+    );
     check(
         "{type: webhook, url: 'http://h', headers: ['nonsense'], token_file: /nowhere}",
         expect![[r#"

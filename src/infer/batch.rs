@@ -123,7 +123,7 @@ pub struct Batcher {
     /// To the preprocess workers.
     pub jobs: Sender<Job>,
     /// To the lanes; holds nothing, so that a send succeeds iff a lane waits.
-    pub batches: Sender<(Batch, Sender<Vec<Item<Scores>>>)>,
+    pub batches: Sender<Work>,
     /// To postprocess, in the order of the batches.
     pub tickets: Sender<Ticket>,
     /// When a batch is closed.
@@ -234,8 +234,8 @@ impl Batcher {
 /// A lane with nothing to do repeats the golden self-test this often.
 const SELFTEST_EVERY: Duration = Duration::from_secs(300);
 
-/// Batches on their way to the lanes, each with the ticket's other end.
-pub type Batches = Receiver<(Batch, Sender<Vec<Item<Scores>>>)>;
+/// A batch on its way to a lane, with its ticket's other end.
+pub type Work = (Batch, Sender<Vec<Item<Scores>>>);
 
 /// One thread's model, and its ends: from the batcher, to whoever holds the tickets.
 pub struct Lane {
@@ -244,7 +244,7 @@ pub struct Lane {
     /// What it should answer; `None` for a model without a reference.
     pub golden: Option<Arc<Golden>>,
     /// From the batcher.
-    pub batches: Batches,
+    pub batches: Receiver<Work>,
     /// Back to the preprocess workers.
     pub spare: Sender<Box<[u8]>>,
     /// Told of failures.
@@ -268,10 +268,7 @@ impl Lane {
     }
 
     /// The next batch. While there is none, what the device computes is looked at now and then.
-    fn next(
-        &mut self,
-        tested: &mut Instant,
-    ) -> anyhow::Result<Option<(Batch, Sender<Vec<Item<Scores>>>)>> {
+    fn next(&mut self, tested: &mut Instant) -> anyhow::Result<Option<Work>> {
         loop {
             self.pulse.beat();
             match self.batches.recv_deadline(Instant::now() + TURN) {

@@ -1,16 +1,19 @@
 //! The sinks as metrics: their progress is read when somebody scrapes.
 
-use std::sync::{Arc, Mutex, RwLock, atomic::Ordering::Relaxed};
+use std::{
+    sync::{Arc, Mutex, RwLock, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 
 use prometheus::{
-    GaugeVec, IntCounterVec, IntGaugeVec,
+    GaugeVec, HistogramVec, IntCounterVec, IntGaugeVec, Registry,
     core::{Collector, Desc},
     proto::MetricFamily,
 };
 
 use super::{
     LOCK,
-    families::{counters, gauges, real_gauges},
+    families::{counters, gauges, histograms, real_gauges, register},
 };
 use crate::sink::{broker::Code, progress::Progress};
 
@@ -19,12 +22,14 @@ pub(crate) struct Sinks {
     all: RwLock<Vec<Arc<Progress>>>,
     /// The sequence number that the journal's next event gets.
     next: Mutex<u64>,
+    ack: HistogramVec,
+    delivery: HistogramVec,
     descs: Vec<Desc>,
 }
 
 /// What the registry holds.
 #[derive(Clone)]
-pub(crate) struct Reader(pub(crate) Arc<Sinks>);
+struct Reader(Arc<Sinks>);
 
 struct Families {
     up: IntGaugeVec,
@@ -119,9 +124,35 @@ impl Families {
 }
 
 impl Sinks {
-    pub(crate) fn new() -> Sinks {
+    pub(crate) fn registered(registry: &Registry) -> Arc<Sinks> {
+        let ack = histograms(
+            "sink_ack_duration_seconds",
+            "From handing a message to a broker's client to its acknowledgement.",
+            &["sink"],
+        );
+        let delivery = histograms(
+            "delivery_seconds",
+            "From a frame's arrival to a broker's acknowledgement, by the wall clock.",
+            &["sink"],
+        );
         let descs = Families::new().all().iter().flat_map(|it| it.desc()).cloned().collect();
-        Sinks { all: RwLock::default(), next: Mutex::new(1), descs }
+        let it = Arc::new(Sinks {
+            all: RwLock::default(),
+            next: Mutex::new(1),
+            ack: register(registry, ack),
+            delivery: register(registry, delivery),
+            descs,
+        });
+        register(registry, Reader(it.clone()));
+        it
+    }
+
+    /// A broker has acknowledged a message.
+    pub(crate) fn acked(&self, sink: &str, took: Duration, since_arrival: Option<Duration>) {
+        self.ack.with_label_values(&[sink]).observe(took.as_secs_f64());
+        if let Some(it) = since_arrival {
+            self.delivery.with_label_values(&[sink]).observe(it.as_secs_f64());
+        }
     }
 
     pub(crate) fn add(&self, progress: Arc<Progress>) {

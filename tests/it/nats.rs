@@ -202,7 +202,9 @@ fn a_server_killed_while_it_takes_events_loses_and_reorders_none() {
             if server.borrow().child_is_missing() {
                 server.borrow_mut().start();
             }
-            assert_holds(&server.borrow(), &sent).await;
+            drop(broker);
+            let server = server.into_inner();
+            assert_holds(&server, &sent).await;
         });
     });
 }

@@ -71,11 +71,11 @@ impl Receiver {
         let port = listener.local_addr().unwrap().port();
         let seen = Arc::<Mutex<Vec<Seen>>>::default();
         let (plan, all) = (Arc::new(plan), seen.clone());
-        thread::spawn(move || {
+        spawn(move || {
             for stream in listener.incoming() {
                 let (plan, all, tls) = (plan.clone(), all.clone(), tls.clone());
                 let stream = stream.unwrap();
-                thread::spawn(move || match tls {
+                spawn(move || match tls {
                     Some(config) => {
                         let connection = ServerConnection::new(config).unwrap();
                         serve(StreamOwned::new(connection, stream), &all, &*plan)
@@ -96,6 +96,11 @@ impl Receiver {
     }
 }
 
+/// A thread of the receiver's; it ends with the process.
+fn spawn(body: impl FnOnce() + Send + 'static) {
+    drop(thread::Builder::new().spawn(body).unwrap());
+}
+
 /// Serves one connection until it ends, however it ends.
 fn serve(stream: impl Read + Write, all: &Mutex<Vec<Seen>>, plan: &dyn Fn(usize, &Seen) -> Do) {
     let mut stream = BufReader::new(stream);
@@ -111,7 +116,7 @@ fn serve(stream: impl Read + Write, all: &Mutex<Vec<Seen>>, plan: &dyn Fn(usize,
             }
             Do::Reset => {
                 // The client sees an end in the middle of the head.
-                let _ = stream.get_mut().write_all(b"HTTP/1.1 200 OK\r\nconte");
+                stream.get_mut().write_all(b"HTTP/1.1 200 OK\r\nconte").ok();
                 return;
             }
             Do::Late(time) => {
@@ -328,7 +333,7 @@ fn a_connection_closed_between_two_batches_is_no_fault() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let (tell, closed) = mpsc::channel();
-    thread::spawn(move || {
+    spawn(move || {
         for stream in listener.incoming() {
             let mut stream: BufReader<TcpStream> = BufReader::new(stream.unwrap());
             if read(&mut stream).is_ok() {
