@@ -41,14 +41,14 @@ pub struct Select {
     pub top: Option<usize>,
 }
 
-/// How a [`RotatingFile`] rotates.
+/// How a file of events rotates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rotation {
     /// A file that would grow beyond this is moved aside first.
     pub bytes: u64,
     /// How many files are kept beside the newest.
     pub keep: u32,
-    /// Whether [`RotatingFile::flush`] waits until the disk has it.
+    /// Whether a flush waits until the disk has it.
     pub sync: bool,
 }
 
