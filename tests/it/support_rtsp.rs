@@ -121,7 +121,14 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.server.client_filter(Some(&mut |_, _| server::RTSPFilterResult::Remove));
-        self.main_loop.quit();
+        // Told inside the loop: a quit that comes before the thread has begun to run is forgotten, and
+        // a test that fails just then would hang instead.
+        let running = self.main_loop.clone();
+        let quit = glib::idle_source_new(None, glib::Priority::DEFAULT, move || {
+            running.quit();
+            glib::ControlFlow::Break
+        });
+        quit.attach(Some(&self.main_loop.context()));
         if let Some(thread) = self.thread.take() {
             thread.join().expect("the server's thread ends in order");
         }
@@ -174,5 +181,12 @@ fn launch(media: &Media) -> String {
                 .collect();
             format!("( concat name=c ! {pay} {parts} )")
         }
+    }
+}
+
+#[test]
+fn a_server_that_is_stopped_before_it_has_begun_to_run_ends() {
+    for _ in 0..200 {
+        drop(Server::start(&Media::Pattern { size: (320, 240), fps: 10 }, 0, None));
     }
 }
