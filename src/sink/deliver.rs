@@ -99,7 +99,7 @@ impl Delivery {
         loop {
             let fault = match broker.connect().await {
                 Ok(()) => {
-                    self.connected(&mut trouble);
+                    self.progress.up.store(true, Relaxed);
                     match self.serve(broker, parts, &mut pending, &mut trouble).await {
                         None => return Ok(()),
                         Some(fault) => fault,
@@ -119,13 +119,6 @@ impl Delivery {
                 // A broker that is away is not waited for: what is left stays in the journal.
                 () = self.stop.cancelled() => return Ok(()),
             };
-        }
-    }
-
-    fn connected(&self, trouble: &mut Trouble) {
-        self.progress.up.store(true, Relaxed);
-        if trouble.said.take().is_some() {
-            tracing::info!(sink = self.name(), "connected again");
         }
     }
 
@@ -151,7 +144,7 @@ impl Delivery {
             let before = it.done;
             let result = self.part(broker, it).await;
             if before < it.done {
-                trouble.failures = 0;
+                trouble.over(self.name());
             }
             match result {
                 Ok(()) => {
@@ -221,8 +214,11 @@ impl Delivery {
 #[derive(Default)]
 struct Trouble {
     failures: u32,
-    /// When it was logged last; `None` iff all is well.
+    /// When it was logged last. Kept when all is well again, or a broker that takes one message
+    /// and then fails would fill the log.
     said: Option<Instant>,
+    /// It was logged, and nothing was delivered since.
+    open: bool,
 }
 
 impl Trouble {
@@ -242,6 +238,15 @@ impl Trouble {
             let next_try_s = wait.as_secs_f64();
             tracing::error!(sink, next_try_s, "events wait in the journal: {fault}");
             self.said = Some(Instant::now());
+            self.open = true;
+        }
+    }
+
+    /// Something was delivered.
+    fn over(&mut self, sink: &str) {
+        self.failures = 0;
+        if std::mem::take(&mut self.open) {
+            tracing::info!(sink, "delivers again");
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What the MQTT sink promises, with a real Mosquitto.
 
-mod proxy;
-mod reader;
+pub(crate) mod proxy;
+pub(crate) mod reader;
 
 use std::{
     collections::HashMap,
@@ -35,6 +35,11 @@ const MOSQUITTO: &str = "/usr/sbin/mosquitto";
 /// a SIGTERM writes it to disk (as the user who runs the tests, or it could not).
 pub(crate) fn mosquitto(folder: &TempDir, more: &str) -> Server {
     mosquitto_on(folder, free_port(), "allow_anonymous true\n", more)
+}
+
+/// The same on a port that something waits for already.
+pub(crate) fn mosquitto_at(folder: &TempDir, port: u16) -> Server {
+    mosquitto_on(folder, port, "allow_anonymous true\n", "")
 }
 
 /// Keeps nothing and says nothing.

@@ -34,7 +34,7 @@ fn with_both(test: impl Fn(&Path)) {
 }
 
 /// A server with JetStream and more settings.
-fn server(program: &Path, more: &str) -> Server {
+pub(crate) fn server(program: &Path, more: &str) -> Server {
     Server::new(program, |port, folder| {
         let config = folder.join("nats.conf");
         let store = folder.join("store");
@@ -44,7 +44,7 @@ fn server(program: &Path, more: &str) -> Server {
     })
 }
 
-fn settings(server: &Server) -> Settings {
+pub(crate) fn settings(server: &Server) -> Settings {
     Settings {
         servers: vec![format!("nats://127.0.0.1:{}", server.port())],
         subject_prefix: "ghostwatch.v1".to_owned(),

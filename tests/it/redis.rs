@@ -23,7 +23,7 @@ const FRAMES: &str = "ghostwatch:4f2c9a71d0e3b586:frames";
 const STATE: &str = "ghostwatch:4f2c9a71d0e3b586:state";
 
 /// A server that keeps what it acknowledges, with these settings more.
-fn server(more: &[&str]) -> Server {
+pub(crate) fn server(more: &[&str]) -> Server {
     Server::new("redis-server", |port, folder| {
         let port = port.to_string();
         let folder = folder.display().to_string();
@@ -33,7 +33,7 @@ fn server(more: &[&str]) -> Server {
     })
 }
 
-fn settings(server: &Server) -> Settings {
+pub(crate) fn settings(server: &Server) -> Settings {
     Settings {
         host: "127.0.0.1".to_owned(),
         port: server.port(),
@@ -52,7 +52,7 @@ fn login(user: Option<&str>, password: &str) -> Login {
 }
 
 /// A connection, once the server has read its data.
-fn client(server: &Server) -> Connection {
+pub(crate) fn client(server: &Server) -> Connection {
     let client = Client::open(format!("redis://127.0.0.1:{}", server.port())).unwrap();
     let ready = || redis::cmd("PING").exec(&mut client.get_connection().unwrap()).is_ok();
     wait_until("redis answers", ready);

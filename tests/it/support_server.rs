@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
@@ -13,7 +13,10 @@ use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use crate::support::{wait_until, within};
+use crate::{
+    support::{wait_until, within},
+    support_broker::free_port,
+};
 
 /// A server with a port and a data folder of its own, killed when dropped.
 #[derive(Debug)]
@@ -32,8 +35,7 @@ impl Server {
         arguments: impl FnOnce(u16, &Path) -> Vec<String>,
     ) -> Server {
         let folder = tempfile::tempdir().unwrap();
-        // Bound for a moment only, so that the kernel tells of a port that is free.
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let arguments = arguments(port, folder.path());
         Server { program: program.into(), arguments, folder, port, child: None }
     }

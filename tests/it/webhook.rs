@@ -28,10 +28,10 @@ use crate::{
 
 /// A request as it came.
 #[derive(Clone, Debug, Default)]
-struct Seen {
+pub(crate) struct Seen {
     line: String,
     headers: Vec<(String, String)>,
-    body: String,
+    pub(crate) body: String,
 }
 
 impl Seen {
@@ -42,7 +42,7 @@ impl Seen {
 }
 
 /// What a receiver does with a request.
-enum Do {
+pub(crate) enum Do {
     /// Answers with these lines after `HTTP/1.1 ` and this body.
     Answer(&'static str, String),
     /// Takes the request and closes in the middle of the answer.
@@ -51,19 +51,19 @@ enum Do {
     Late(Duration),
 }
 
-fn ok() -> Do {
+pub(crate) fn ok() -> Do {
     Do::Answer("204 No Content", String::new())
 }
 
 /// A receiver that takes each connection, and each request on it, in a thread of its own.
-struct Receiver {
-    port: u16,
+pub(crate) struct Receiver {
+    pub(crate) port: u16,
     seen: Arc<Mutex<Vec<Seen>>>,
 }
 
 impl Receiver {
     /// `plan` gets how many requests came before, and the request.
-    fn start(
+    pub(crate) fn start(
         tls: Option<Arc<ServerConfig>>,
         plan: impl Fn(usize, &Seen) -> Do + Send + Sync + 'static,
     ) -> Receiver {
@@ -87,7 +87,7 @@ impl Receiver {
         Receiver { port, seen }
     }
 
-    fn seen(&self) -> Vec<Seen> {
+    pub(crate) fn seen(&self) -> Vec<Seen> {
         self.seen.lock().unwrap().clone()
     }
 
@@ -148,7 +148,7 @@ fn read(stream: &mut impl io::BufRead) -> io::Result<Seen> {
     Ok(seen)
 }
 
-fn settings(url: &str) -> Settings {
+pub(crate) fn settings(url: &str) -> Settings {
     Settings {
         url: Secret::new(url),
         headers: Vec::new(),

@@ -1,8 +1,14 @@
 //! A connection in between that loses acknowledgements and nothing else.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering::SeqCst},
+use std::{
+    io::{self, Read as _, Write as _},
+    net,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    thread,
+    time::Duration,
 };
 
 use tokio::{
@@ -48,6 +54,37 @@ impl Proxy {
     pub(crate) fn swallow_after(&self, count: usize) {
         self.left.store(count, SeqCst);
     }
+}
+
+/// Lets one acknowledgement through per `pause`, on a thread of its own; gives its port.
+pub(crate) fn slow(server: u16, pause: Duration) -> u16 {
+    let listener = net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        for client in listener.incoming() {
+            let mut client = client.unwrap();
+            let mut server = net::TcpStream::connect(("127.0.0.1", server)).unwrap();
+            let (mut answers, mut to_client) =
+                (server.try_clone().unwrap(), client.try_clone().unwrap());
+            thread::spawn(move || io::copy(&mut client, &mut server).ok());
+            thread::spawn(move || {
+                let mut header = [0; 2];
+                while answers.read_exact(&mut header).is_ok() {
+                    let mut packet = header.to_vec();
+                    packet.resize(2 + usize::from(header[1]), 0);
+                    answers.read_exact(&mut packet[2..]).unwrap();
+                    if header[0] == PUBACK {
+                        // This is the pace of the broker, not waiting for something to happen.
+                        thread::sleep(pause);
+                    }
+                    if to_client.write_all(&packet).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    port
 }
 
 /// Everything that a broker says to a publisher is two bytes of header and at most two more.
