@@ -231,6 +231,8 @@ impl Writer {
         let fifth = oldest + (next - oldest) / 5;
         let is_new = |it: &&Tracked| {
             let first = it.cursor.get() + 1;
+            // Each removal makes room for a while; what comes next is in danger all the same.
+            let full = full || it.cursor.is_at_risk();
             let close = (full && first <= fifth) || self.is_old(first);
             let at_risk = first < next && close;
             !it.cursor.set_at_risk(at_risk) && at_risk
