@@ -204,7 +204,7 @@ fn a_sink_that_retention_comes_close_to_is_in_the_events_and_metrics() {
 
 #[test]
 fn each_sink_gets_what_its_configuration_says() {
-    let folder = tempfile::tempdir().unwrap();
+    let (first, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (nats, redis) = (nats_server("").started(), redis_server::server(&[]).started());
     let streams = format!(
         "  bikes: {{url: {:?}}}\n  bunny: {{url: {:?}}}\n",
@@ -212,22 +212,21 @@ fn each_sink_gets_what_its_configuration_says() {
         clip("bigbuckbunny.mp4")
     );
     // A first run without sinks tells which confidence parts the frames.
-    configure(folder.path(), &streams);
+    configure(first.path(), &streams);
     let best = |it: &Value| it["data"]["top"][0]["confidence"].as_f64().unwrap();
     let is_mine = |it: &&Value| it["type"] == FRAME && it["subject"] == "bikes";
-    let run_once = || {
-        let output = ghostwatch(folder.path()).args(["run", "--once"]).output().unwrap();
+    let run_once = |folder: &Path| {
+        let output = ghostwatch(folder).args(["run", "--once"]).output().unwrap();
         assert!(output.status.success(), "{}", said(&output));
-        events(folder.path())
+        events(folder)
     };
-    let mut sure: Vec<f64> = run_once().iter().filter(is_mine).map(best).collect();
+    let mut sure: Vec<f64> = run_once(first.path()).iter().filter(is_mine).map(best).collect();
     sure.sort_by(f64::total_cmp);
     let least = (sure[125] * 1e4).round() / 1e4;
-    fs::remove_file(folder.path().join("journal.db")).unwrap();
     let select = format!(", types: [frames], streams: [bikes], min_confidence: {least}, top: 1");
     let sinks = nats_sink(&nats, &select) + &redis_sink(&redis, ", types: [state, daemon]");
     with_sinks(folder.path(), &streams, &sinks);
-    let all = run_once();
+    let all = run_once(folder.path());
     let mine = |it: &&Value| is_mine(it) && least <= best(it);
     let mut wanted: Vec<Value> = all.iter().filter(mine).cloned().collect();
     println!("{} of 250 frames have a label of {least} or more", wanted.len());
