@@ -9,12 +9,15 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, ErrorCode, OptionalExtension};
 
+pub mod backup;
 pub mod bell;
 pub mod cursor;
 pub mod filter;
 pub mod open;
 pub mod read;
 pub mod retain;
+pub mod summary;
+pub mod verify;
 pub mod writer;
 
 /// Marks the file as a ghostwatch journal (`PRAGMA application_id`): "GhWj".

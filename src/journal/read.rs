@@ -78,10 +78,10 @@ impl Page {
 
 /// A reader of a journal that another process may be writing.
 pub struct Reader {
-    connection: Connection,
+    pub(super) connection: Connection,
     /// Whether the layout has them.
-    checksums: bool,
-    path: PathBuf,
+    pub(super) checksums: bool,
+    pub(super) path: PathBuf,
     listener: Listener,
 }
 
@@ -201,7 +201,8 @@ impl Reader {
         self.listener.wait(timeout);
     }
 
-    fn bounds(&self) -> Result<(u64, u64), JournalError> {
+    /// The oldest sequence number that is there and the next to be given; equal iff none is there.
+    pub(super) fn bounds(&self) -> Result<(u64, u64), JournalError> {
         bounds(&self.connection).map_err(|it| JournalError::of(&self.path, &it))
     }
 
@@ -256,8 +257,8 @@ impl std::fmt::Debug for Reader {
     }
 }
 
-/// Whether a row is not what was appended.
-fn is_damaged(row: &Row<'_>, seq: u64) -> rusqlite::Result<bool> {
+/// Whether a row (sequence, kind, stream, JSON, checksum, …) is not what was appended.
+pub(super) fn is_damaged(row: &Row<'_>, seq: u64) -> rusqlite::Result<bool> {
     let bytes = |at: usize| -> rusqlite::Result<Option<&[u8]>> {
         let value = row.get_ref(at)?;
         Ok(match value {
