@@ -6,7 +6,7 @@
 //! start over until the copy is done, and grows by what is written.
 
 use std::{
-    fs::{self, File, TryLockError},
+    fs::{self, File},
     io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
@@ -15,7 +15,7 @@ use std::{
 use rusqlite::{Connection, backup::StepResult};
 
 use crate::journal::{
-    JournalError, beside,
+    JournalError, bell, beside,
     read::Reader,
     verify::{self, Depth, Verdict},
 };
@@ -108,11 +108,7 @@ fn refuse(journal: &Path, to: &Path, force: bool) -> Result<(), BackupError> {
     if !force {
         return Err(BackupError::Exists { path: to.to_owned() });
     }
-    let locked = File::open(beside(to, ".lock")).is_ok_and(|it| {
-        // The lock is given back when the file is closed, at the end of this line.
-        matches!(it.try_lock_shared(), Err(TryLockError::WouldBlock))
-    });
-    if locked || inode(to) == inode(journal) {
+    if bell::owner(to).is_some() || inode(to) == inode(journal) {
         return Err(BackupError::InUse { path: to.to_owned() });
     }
     Ok(())

@@ -9,7 +9,10 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    journal::{filter::Filter, read::Reader},
+    journal::{
+        filter::Filter,
+        read::{Gap, Page, Reader},
+    },
     sink::{broker::Message, settings::Select},
 };
 
@@ -33,13 +36,14 @@ pub struct Part {
     pub lost: u64,
 }
 
-/// Reads everything after `cursor` until `stop`, and what was committed before the stop.
+/// Reads everything after `cursor` until `stop`, and what was committed before the stop; of all that
+/// nothing beyond the event `end`, at which it ends by itself.
 ///
 /// # Errors
 /// The journal cannot be read any more.
 pub fn run(
     mut reader: Reader,
-    mut cursor: u64,
+    (mut cursor, end): (u64, u64),
     (select, instance): (&Select, &str),
     parts: &mpsc::Sender<Part>,
     stop: &CancellationToken,
@@ -49,8 +53,12 @@ pub fn run(
     loop {
         // Asked before the look, so that the last look is after the stop.
         let last = stop.is_cancelled();
-        let page = match reader.page(cursor, &Filter::default(), PART) {
-            Ok(page) => page,
+        if end <= cursor {
+            return Ok(());
+        }
+        let most = u64::from(PART).min(end - cursor) as u32;
+        let page = match reader.page(cursor, &Filter::default(), most) {
+            Ok(page) => until(page, end),
             Err(error) if error.is_temporary() && !last => {
                 if said.is_none_or(|it: Instant| SAY_EVERY <= it.elapsed()) {
                     tracing::error!(%error, "a sink cannot read the journal");
@@ -77,5 +85,31 @@ pub fn run(
             // Whoever delivers has ended, and says why itself.
             return Ok(());
         }
+    }
+}
+
+/// What of a page is not beyond `end`; a gap may reach over it, and what follows one.
+fn until(page: Page, end: u64) -> Page {
+    let within = |it: &Gap| it.first <= end;
+    let gap = page.gap.filter(within).map(|it| Gap { last: it.last.min(end), ..it });
+    let records = page.records.into_iter().filter(|it| it.seq <= end).collect();
+    Page { records, cursor: page.cursor.min(end), gap }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::GapReason;
+
+    #[test]
+    fn a_gap_that_reaches_beyond_the_end_is_cut_and_what_follows_it_is_left_out() {
+        let gap = |first, last| Some(Gap { first, last, reason: GapReason::Expired });
+        let check = |page: (Option<Gap>, u64), end, expected: (Option<Gap>, u64)| {
+            let page = until(Page { gap: page.0, cursor: page.1, records: vec![] }, end);
+            assert_eq!((page.gap, page.cursor), expected);
+        };
+        check((gap(3, 9), 12), 20, (gap(3, 9), 12));
+        check((gap(3, 9), 12), 5, (gap(3, 5), 5));
+        check((gap(6, 9), 12), 5, (None, 5));
     }
 }

@@ -71,39 +71,41 @@ impl Sinks {
         instance: &str,
         watch: &Arc<dyn Watch>,
     ) -> anyhow::Result<Sinks> {
+        Sinks::start_until(sinks, u64::MAX, (journal, instance), watch)
+    }
+
+    /// Starts them, to end by themselves when they have delivered everything up to the event `end`.
+    ///
+    /// # Errors
+    /// As [`Sinks::start`].
+    pub fn start_until(
+        sinks: Vec<Sink>,
+        end: u64,
+        (journal, instance): (&Path, &str),
+        watch: &Arc<dyn Watch>,
+    ) -> anyhow::Result<Sinks> {
         let stop = CancellationToken::new();
         let mut threads = Vec::new();
         for Sink { target, select, progress } in sinks {
             let name = progress.cursor.sink().to_owned();
             let reader = Reader::open(journal).with_context(|| format!("sink {name}"))?;
-            let (cursor, instance, ended) =
-                (progress.cursor.get(), instance.to_owned(), stop.clone());
+            let (range, instance, ended) =
+                ((progress.cursor.get(), end), instance.to_owned(), stop.clone());
             // One part lies ready while one is delivered.
             let (parts, parts_rx) = mpsc::channel(1);
-            let feed = move || feed::run(reader, cursor, (&select, &instance), &parts, &ended);
+            let feed = move || feed::run(reader, range, (&select, &instance), &parts, &ended);
             threads.push((format!("sink {name}"), spawn(&format!("feed-{name}"), feed)?));
             let dead = DeadLetters::new(journal, &name);
             let delivery = Delivery { progress, dead, watch: watch.clone(), stop: stop.clone() };
-            let deliver = move || match target {
-                Target::Text(clock) => run(delivery, Stdout { text: Some(clock) }, parts_rx),
-                Target::Stdout => run(delivery, Stdout { text: None }, parts_rx),
-                Target::File(path, rotation) => {
-                    run(delivery, File { path, rotation, file: None }, parts_rx)
-                }
-                Target::Nats(it) => run(delivery, nats::Nats::new(it), parts_rx),
-                Target::Redis(it) => run(delivery, redis::Redis::new(it), parts_rx),
-                Target::Mqtt(it) => run(delivery, mqtt::Mqtt::new(it)?, parts_rx),
-                Target::Webhook(it) => run(delivery, webhook::Webhook::new(it)?, parts_rx),
-                #[cfg(feature = "kafka")]
-                Target::Kafka(it) => run(delivery, kafka::Kafka::new(it)?, parts_rx),
-                #[cfg(not(feature = "kafka"))]
-                Target::Kafka(_) => {
-                    anyhow::bail!("this build has no Kafka: its feature is `kafka`")
-                }
-            };
+            let deliver = move || deliver(target, delivery, parts_rx);
             threads.push((format!("sink {name}"), spawn(&format!("sink-{name}"), deliver)?));
         }
         Ok(Sinks { stop, threads })
+    }
+
+    /// Whether all of them have ended.
+    pub fn is_done(&self) -> bool {
+        self.threads.iter().all(|it| it.1.is_finished())
     }
 
     /// A sink that ended though nobody told it to.
@@ -130,6 +132,27 @@ impl Sinks {
             result = result.and(ended.context(name));
         }
         result
+    }
+}
+
+/// Runs the loop of a sink that writes to `target`.
+fn deliver(
+    target: Target,
+    delivery: Delivery,
+    parts: mpsc::Receiver<feed::Part>,
+) -> anyhow::Result<()> {
+    match target {
+        Target::Text(clock) => run(delivery, Stdout { text: Some(clock) }, parts),
+        Target::Stdout => run(delivery, Stdout { text: None }, parts),
+        Target::File(path, rotation) => run(delivery, File { path, rotation, file: None }, parts),
+        Target::Nats(it) => run(delivery, nats::Nats::new(it), parts),
+        Target::Redis(it) => run(delivery, redis::Redis::new(it), parts),
+        Target::Mqtt(it) => run(delivery, mqtt::Mqtt::new(it)?, parts),
+        Target::Webhook(it) => run(delivery, webhook::Webhook::new(it)?, parts),
+        #[cfg(feature = "kafka")]
+        Target::Kafka(it) => run(delivery, kafka::Kafka::new(it)?, parts),
+        #[cfg(not(feature = "kafka"))]
+        Target::Kafka(_) => anyhow::bail!("this build has no Kafka: its feature is `kafka`"),
     }
 }
 
