@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod classify;
+pub mod events;
 pub mod run;
 pub mod schema;
 pub mod streams;
@@ -42,6 +43,8 @@ enum Command {
     Tail(tail::Args),
     /// Show what each stream is doing.
     Streams(streams::Args),
+    /// Look at the journal, verify it, copy it, and send from it again.
+    Events(events::Args),
     /// Fetch, import, inspect and verify checkpoints.
     #[command(subcommand)]
     Weights(weights::Command),
@@ -102,6 +105,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Classify(args) => classify::run(&args),
         Command::Tail(args) => journal_path(config).and_then(|it| tail::run(&args, &it)),
         Command::Streams(args) => journal_path(config).and_then(|it| streams::run(&args, &it)),
+        Command::Events(args) => events::run(&args, config),
         Command::Weights(command) => weights::run(&command),
         Command::Schema(args) => schema::run(&args),
         Command::Completions { shell } => schema::completions(shell),

@@ -92,7 +92,7 @@ fn confidence(text: &str) -> Result<f32, String> {
     it.ok_or_else(|| "expected a number from 0 to 1".to_owned())
 }
 
-fn kind(text: &str) -> Result<Kind, String> {
+pub(crate) fn kind(text: &str) -> Result<Kind, String> {
     Kind::from_name(text).ok_or_else(|| {
         let names: Vec<_> = Kind::ALL.into_iter().map(Kind::name).collect();
         format!("expected one of {}", names.join(", "))

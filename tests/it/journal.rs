@@ -27,7 +27,7 @@ use crate::support::size;
 const JOURNAL: &str = "GHOSTWATCH_TEST_JOURNAL";
 const RATE: &str = "GHOSTWATCH_TEST_RATE";
 
-fn event(number: u64) -> Event {
+pub(crate) fn event(number: u64) -> Event {
     Event {
         kind: Kind::FrameClassified,
         stream: Some("front".into()),
@@ -66,7 +66,7 @@ fn nanos() -> u128 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_nanos()
 }
 
-fn start_writer(path: &Path, rate: f64) -> Child {
+pub(crate) fn start_writer(path: &Path, rate: f64) -> Child {
     Command::new(env::current_exe().expect("the test binary"))
         .args(["writer_process", "--nocapture", "--test-threads=1"])
         .env(JOURNAL, path)
@@ -77,7 +77,7 @@ fn start_writer(path: &Path, rate: f64) -> Child {
         .expect("the writer process starts")
 }
 
-fn open_reader(path: &Path) -> Reader {
+pub(crate) fn open_reader(path: &Path) -> Reader {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
         match Reader::open(path) {

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers outside `#[test]` functions too")]
 
 mod end_to_end;
+mod events;
 mod golden;
 mod http;
 mod journal;
