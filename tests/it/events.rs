@@ -27,7 +27,10 @@ impl Busy {
         let mut busy = Busy(start_writer(path, rate));
         // What it prints is not wanted, but a full pipe would stop it.
         let mut output = busy.0.stdout.take().expect("piped");
-        std::thread::spawn(move || std::io::copy(&mut output, &mut std::io::sink()));
+        let drain = move || std::io::copy(&mut output, &mut std::io::sink());
+        let drain = std::thread::Builder::new().name("drain".into()).spawn(drain);
+        // It ends with the pipe, when the process is killed.
+        drop(drain.expect("a thread"));
         drop(open_reader(path));
         let latest = || Reader::open(path).and_then(|it| it.latest()).is_ok_and(|it| 100 < it);
         wait_until("the writer process has written", latest);
