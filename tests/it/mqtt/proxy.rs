@@ -60,14 +60,14 @@ impl Proxy {
 pub(crate) fn slow(server: u16, pause: Duration) -> u16 {
     let listener = net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
-    thread::spawn(move || {
+    apart(move || {
         for client in listener.incoming() {
             let mut client = client.unwrap();
             let mut server = net::TcpStream::connect(("127.0.0.1", server)).unwrap();
             let (mut answers, mut to_client) =
                 (server.try_clone().unwrap(), client.try_clone().unwrap());
-            thread::spawn(move || io::copy(&mut client, &mut server).ok());
-            thread::spawn(move || {
+            apart(move || drop(io::copy(&mut client, &mut server)));
+            apart(move || {
                 let mut header = [0; 2];
                 while answers.read_exact(&mut header).is_ok() {
                     let mut packet = header.to_vec();
@@ -102,4 +102,9 @@ async fn answers(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, left: Arc<Atom
             return;
         }
     }
+}
+
+/// Ends with the test's process.
+fn apart(body: impl FnOnce() + Send + 'static) {
+    drop(thread::Builder::new().name("proxy".into()).spawn(body).unwrap());
 }
