@@ -114,7 +114,7 @@ fn connect(path: &Path) -> Result<Connection, JournalError> {
     }
     let upgrade = !new && layout(&connection).map_err(of)? < LAYOUT;
     let pragmas = "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA wal_autocheckpoint=0;
-                   PRAGMA journal_size_limit=67108864; PRAGMA cache_size=-8192;";
+                   PRAGMA journal_size_limit=67108864; PRAGMA cache_size=-2048;";
     connection.execute_batch(pragmas).map_err(of)?;
     let mode: String =
         connection.pragma_query_value(None, "journal_mode", |row| row.get(0)).map_err(of)?;
