@@ -41,13 +41,16 @@ CREATE TABLE epoch (stream TEXT PRIMARY KEY, epoch INTEGER NOT NULL) WITHOUT ROW
 CREATE TABLE cursor (sink TEXT PRIMARY KEY, seq INTEGER NOT NULL) WITHOUT ROWID;
 CREATE INDEX state ON event (stream, seq) WHERE kind = 2;";
 
-/// From layout 1 to 2: epochs had to be searched for, sinks had no cursors, events no checksum.
+/// From layout 1 to 2: epochs had to be searched for, sinks had no cursors, events no checksum. An
+/// event that is not JSON any more has no epoch to tell.
 const UPGRADE: &str = "
 ALTER TABLE event ADD COLUMN crc INTEGER;
 CREATE TABLE epoch (stream TEXT PRIMARY KEY, epoch INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE cursor (sink TEXT PRIMARY KEY, seq INTEGER NOT NULL) WITHOUT ROWID;
 INSERT INTO epoch SELECT stream, max(json_extract(json, '$.data.epoch')) FROM event
-    WHERE stream IS NOT NULL AND json_extract(json, '$.data.epoch') IS NOT NULL GROUP BY stream;";
+    WHERE stream IS NOT NULL
+    AND CASE WHEN json_valid(json) THEN json_type(json, '$.data.epoch') = 'integer' ELSE 0 END
+    GROUP BY stream;";
 
 /// Beside a journal in which damage was met while it was open, so that the next opening looks at
 /// all of it.

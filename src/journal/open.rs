@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use rusqlite::{Connection, OpenFlags, params};
+use rusqlite::{Connection, ErrorCode, OpenFlags, params};
 
 use crate::journal::{
     APPLICATION, JournalError, LAYOUT, SCHEMA, SUSPECT, UPGRADE, bell::Owner, beside, bounds,
@@ -93,7 +93,7 @@ fn set_aside(path: &Path) -> Result<PathBuf, JournalError> {
     Ok(to)
 }
 
-/// Opens the database, makes the layout if it is new, and asserts what durability rests on.
+/// Opens the database, makes or upgrades the layout, and asserts what durability rests on.
 fn connect(path: &Path) -> Result<Connection, JournalError> {
     let of = |it: rusqlite::Error| JournalError::of(path, &it);
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
@@ -128,12 +128,37 @@ fn connect(path: &Path) -> Result<Connection, JournalError> {
     }
     if new || upgrade {
         let transaction = connection.transaction().map_err(of)?;
-        transaction.execute_batch(if new { SCHEMA } else { UPGRADE }).map_err(of)?;
+        match new {
+            true => transaction.execute_batch(SCHEMA).map_err(of)?,
+            false => to_layout_2(&transaction, path)?,
+        }
         transaction.pragma_update(None, "application_id", APPLICATION).map_err(of)?;
         transaction.pragma_update(None, "user_version", LAYOUT).map_err(of)?;
         transaction.commit().map_err(of)?;
     }
     Ok(connection)
+}
+
+/// Brings the tables to layout 2. Tables that SQLite can read and that still cannot be brought there
+/// are not those of layout 1, so the journal is damaged.
+fn to_layout_2(connection: &Connection, path: &Path) -> Result<(), JournalError> {
+    let of = |it: rusqlite::Error| JournalError::of(path, &it);
+    connection.execute_batch(UPGRADE).map_err(|error| match error.sqlite_error_code() {
+        None | Some(ErrorCode::Unknown | ErrorCode::ConstraintViolation) => {
+            let detail = format!("it cannot be upgraded from layout 1: {error}");
+            JournalError::Damaged { path: path.to_owned(), detail }
+        }
+        _ => of(error),
+    })?;
+    let unreadable = "SELECT count(*) FROM event WHERE NOT json_valid(json)";
+    let events: i64 = connection.query_row(unreadable, [], |row| row.get(0)).map_err(of)?;
+    if 0 < events {
+        tracing::warn!(
+            journal = %path.display(), events,
+            "the journal of layout 1 was upgraded; some of its events are damaged, readers are told of a gap in their place"
+        );
+    }
+    Ok(())
 }
 
 /// Looks for damage: everywhere in a small journal; in a large one, where it would take minutes,
@@ -208,3 +233,7 @@ pub(super) fn ulid() -> io::Result<String> {
     let digit = |at: u32| b"0123456789ABCDEFGHJKMNPQRSTVWXYZ"[(number >> (5 * at)) as usize % 32];
     Ok((0..26).rev().map(|at| char::from(digit(at))).collect())
 }
+
+#[cfg(test)]
+#[path = "open_tests.rs"]
+mod tests;

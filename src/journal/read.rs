@@ -221,7 +221,7 @@ impl Reader {
             while let Some(row) = rows.next()? {
                 let seq = row.get::<_, i64>(0)? as u64;
                 first.get_or_insert(seq);
-                let damaged = is_damaged(row, seq)?;
+                let damaged = damage(row, seq)?.is_some();
                 if damaged && (seq == after + 1 || page.extends_damage(seq)) {
                     let first = page.gap.map_or(seq, |it| it.first);
                     page.gap = Some(Gap { first, last: seq, reason: GapReason::Damaged });
@@ -257,8 +257,9 @@ impl std::fmt::Debug for Reader {
     }
 }
 
-/// Whether a row (sequence, kind, stream, JSON, checksum, …) is not what was appended.
-pub(super) fn is_damaged(row: &Row<'_>, seq: u64) -> rusqlite::Result<bool> {
+/// In which way a row (sequence, kind, stream, JSON, checksum, …) is not what was appended, if it is
+/// not.
+pub(super) fn damage(row: &Row<'_>, seq: u64) -> rusqlite::Result<Option<&'static str>> {
     let bytes = |at: usize| -> rusqlite::Result<Option<&[u8]>> {
         let value = row.get_ref(at)?;
         Ok(match value {
@@ -266,12 +267,22 @@ pub(super) fn is_damaged(row: &Row<'_>, seq: u64) -> rusqlite::Result<bool> {
             _ => None,
         })
     };
-    let text = |it: &[u8]| str::from_utf8(it).is_ok();
+    let is_text = |it: &[u8]| str::from_utf8(it).is_ok();
     let (stream, json) = (bytes(2)?, bytes(3)?);
-    let (Some(json), true) = (json, stream.is_none_or(text)) else { return Ok(true) };
-    // Layout 1 had no checksums.
-    let Some(sum) = row.get::<_, Option<i64>>(4)? else { return Ok(!text(json)) };
-    Ok(sum != crc(seq, row.get(1)?, stream, json) || !text(json))
+    let (Some(json), true) = (json, stream.is_none_or(is_text)) else {
+        return Ok(Some("not what was appended, it is no text"));
+    };
+    let (kind, sum) = (row.get_ref(1)?, row.get_ref(4)?);
+    let is_good = match (kind, sum) {
+        (ValueRef::Integer(kind), ValueRef::Integer(sum)) => sum == crc(seq, kind, stream, json),
+        // Layout 1 had no checksums, but what was appended was JSON.
+        (ValueRef::Integer(_), ValueRef::Null) => {
+            let json = serde_json::from_slice::<serde::de::IgnoredAny>(json);
+            return Ok(json.is_err().then_some("not what was appended, it is no JSON"));
+        }
+        _ => false,
+    };
+    Ok((!is_good || !is_text(json)).then_some("not what was appended, its checksum differs"))
 }
 
 /// The row as a record, if the filter lets it through; the JSON is copied only then.

@@ -13,7 +13,7 @@ use crate::{
     event::{Kind, sequence},
     journal::{
         JournalError, layout,
-        read::{Reader, is_damaged},
+        read::{self, Reader},
     },
 };
 
@@ -245,8 +245,8 @@ impl Walk {
     ) -> rusqlite::Result<()> {
         report.verdict.events += 1;
         let at = Some((seq, seq));
-        if is_damaged(row, seq)? {
-            report.damage(at, "not what was appended, its checksum differs");
+        if let Some(what) = read::damage(row, seq)? {
+            report.damage(at, what);
             self.frames.streams.clear();
             return Ok(());
         }
