@@ -28,7 +28,7 @@ use crate::{
         load::{self, Choice, Loaded},
         wanted::{Use, Wanted},
     },
-    journal::{cursor::Cursor, read::Reader, writer::Writer},
+    journal::{JournalError, cursor::Cursor, read::Reader, writer::Writer},
     ledger::Stream,
     log,
     observe::Observer,
@@ -442,8 +442,8 @@ fn spec(plan: &StreamPlan, all: &Plan) -> anyhow::Result<Spec> {
 
 /// The epoch after the last one that the journal knows of a stream: epochs outlive restarts.
 fn next_epoch(journal: &std::path::Path, id: &str) -> anyhow::Result<u64> {
-    let reader = Reader::open(journal)?;
-    Ok(reader.last_epoch(id)?.map_or(0, |it| it + 1))
+    let last = Reader::open(journal).and_then(|it| it.last_epoch(id));
+    Ok(last.map_err(JournalError::in_use)?.map_or(0, |it| it + 1))
 }
 
 /// The sinks that are to run: those that are configured, with a cursor in the journal, and the

@@ -131,6 +131,18 @@ impl JournalError {
         matches!(self, JournalError::Full { .. } | JournalError::Blocked { .. })
     }
 
+    /// What it means for a process that has the journal in use: damage is noted beside the journal,
+    /// so that the next start looks at all of it and moves it away, and this process must end. A
+    /// part of the journal was good enough for the last opening.
+    #[must_use]
+    pub fn in_use(self) -> JournalError {
+        let JournalError::Damaged { path, detail } = self else { return self };
+        // Without the mark the process ends all the same, and its log has the reason.
+        std::fs::write(beside(&path, SUSPECT), &detail).ok();
+        let detail = format!("it is damaged, the next start looks at all of it: {detail}");
+        JournalError::Fatal { path, detail }
+    }
+
     /// The exit code of a process that ends because of it.
     pub fn exit_code(&self) -> u8 {
         match self {

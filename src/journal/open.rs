@@ -1,6 +1,7 @@
 //! Opening a journal to append to: its owner, its layout, its id, and what is done with damage.
 
 use std::{
+    collections::HashMap,
     fs, io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
@@ -24,6 +25,8 @@ pub(super) struct Opened {
     pub(super) connection: Connection,
     pub(super) owner: Owner,
     pub(super) id: String,
+    /// The last epoch of each stream.
+    pub(super) epochs: HashMap<String, u64>,
     pub(super) aside: Option<Aside>,
 }
 
@@ -50,7 +53,7 @@ pub(super) fn open(path: &Path) -> Result<Opened, JournalError> {
     }
     let owner = Owner::take(path)?;
     match open_at(path, &owner) {
-        Ok((connection, id)) => Ok(Opened { connection, owner, id, aside: None }),
+        Ok((connection, id, epochs)) => Ok(Opened { connection, owner, id, epochs, aside: None }),
         Err(JournalError::Damaged { detail, .. }) => {
             let to = set_aside(path)?;
             tracing::error!(
@@ -58,20 +61,36 @@ pub(super) fn open(path: &Path) -> Result<Opened, JournalError> {
                 "the journal is damaged; it was moved away and a new one begun"
             );
             let last = owner.last.as_ref().map(|it| it.1.saturating_sub(1));
-            let (connection, id) = open_at(path, &owner)?;
-            Ok(Opened { connection, owner, id, aside: Some(Aside { path: to, detail, last }) })
+            let (connection, id, epochs) = open_at(path, &owner)?;
+            let aside = Some(Aside { path: to, detail, last });
+            Ok(Opened { connection, owner, id, epochs, aside })
         }
         Err(error) => Err(error),
     }
 }
 
-fn open_at(path: &Path, owner: &Owner) -> Result<(Connection, String), JournalError> {
+/// The connection, the journal's id, and the last epoch of each stream. All that is read when it is
+/// opened is read here, so that damage to any of it is met here.
+fn open_at(
+    path: &Path,
+    owner: &Owner,
+) -> Result<(Connection, String, HashMap<String, u64>), JournalError> {
     let of = |it: rusqlite::Error| JournalError::of(path, &it);
     let mut connection = connect(path)?;
     check_content(&connection, path)?;
     let (_, next) = bounds(&connection).map_err(of)?;
+    let epochs = numbers(&connection, "SELECT stream, epoch FROM epoch").map_err(of)?;
+    // Whoever registers a sink looks for its cursor later.
+    numbers(&connection, "SELECT sink, seq FROM cursor").map_err(of)?;
     let id = identify(&mut connection, path, owner, next)?;
-    Ok((connection, id))
+    Ok((connection, id, epochs))
+}
+
+/// All rows of a name and a number.
+fn numbers(connection: &Connection, sql: &str) -> rusqlite::Result<HashMap<String, u64>> {
+    let mut statement = connection.prepare(sql)?;
+    let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get::<_, i64>(1)? as u64)))?;
+    rows.collect()
 }
 
 /// Moves the database and what SQLite keeps beside it. Gives the database's new name.
@@ -162,17 +181,19 @@ fn to_layout_2(connection: &Connection, path: &Path) -> Result<(), JournalError>
 }
 
 /// Looks for damage: everywhere in a small journal; in a large one, where it would take minutes,
-/// in the table of the ids and among the newest events.
+/// everywhere but among the older events.
 fn check_content(connection: &Connection, path: &Path) -> Result<(), JournalError> {
     let of = |it: rusqlite::Error| JournalError::of(path, &it);
     let small = fs::metadata(path).map_or(0, |it| it.len()) <= CHECK_BYTES;
     // The daemon before this one met damage while it ran.
     let suspect = beside(path, SUSPECT).exists();
-    let check =
-        if small || suspect { "PRAGMA quick_check(1)" } else { "PRAGMA quick_check('meta')" };
-    let verdict: String = connection.query_row(check, [], |row| row.get(0)).map_err(of)?;
-    if verdict != "ok" {
-        return Err(JournalError::Damaged { path: path.to_owned(), detail: verdict });
+    let parts = if small || suspect { &["1"][..] } else { &["'meta'", "'epoch'", "'cursor'"] };
+    for part in parts {
+        let check = format!("PRAGMA quick_check({part})");
+        let verdict: String = connection.query_row(&check, [], |row| row.get(0)).map_err(of)?;
+        if verdict != "ok" {
+            return Err(JournalError::Damaged { path: path.to_owned(), detail: verdict });
+        }
     }
     let newest = "SELECT total(length(CAST(json AS BLOB))), count(*), min(seq), max(seq)
                   FROM (SELECT seq, json FROM event ORDER BY seq DESC LIMIT 1000)";

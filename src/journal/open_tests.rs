@@ -1,5 +1,7 @@
 //! What opening a journal does with damage, with an older layout, and with a journal that is gone.
 
+use std::os::unix::fs::FileExt as _;
+
 use tempfile::TempDir;
 
 use super::*;
@@ -80,4 +82,65 @@ fn a_journal_of_layout_1_that_cannot_be_upgraded_is_moved_away() {
     let detail = writer.take_aside().expect("it is moved away").detail;
     assert!(detail.contains("layout 1") && detail.contains("cursor"), "{detail}");
     assert_eq!(writer.append(&mut vec![event(10)]).unwrap().first, 1);
+}
+
+/// A journal above the size that is checked completely: 66 large events, then 1100 small ones.
+fn large() -> (TempDir, PathBuf) {
+    let (folder, path) = folder();
+    let mut writer = open(&path);
+    let cursor = writer.cursor("nats").unwrap();
+    for _ in 0..66 {
+        writer.append(&mut vec![event(1 << 20)]).unwrap();
+    }
+    cursor.advance(3);
+    writer.append(&mut vec![event(100); 1100]).unwrap();
+    drop(writer);
+    assert!(CHECK_BYTES < fs::metadata(&path).unwrap().len());
+    (folder, path)
+}
+
+/// Writes garbage over a page, counted from 1 as SQLite does.
+fn spoil(path: &Path, page: u64) {
+    let file = fs::OpenOptions::new().write(true).open(path).unwrap();
+    file.write_all_at(&[0xa5; PAGE_BYTES as usize], (page - 1) * PAGE_BYTES).unwrap();
+}
+
+#[test]
+fn a_large_journal_whose_table_of_epochs_or_cursors_is_damaged_is_moved_away() {
+    for table in ["epoch", "cursor"] {
+        let (_folder, path) = large();
+        let root = "SELECT rootpage FROM sqlite_schema WHERE name = ?1";
+        let connection = Connection::open(&path).unwrap();
+        let root: i64 = connection.query_row(root, [table], |row| row.get(0)).unwrap();
+        drop(connection);
+        spoil(&path, root as u64);
+        let mut writer = open(&path);
+        assert!(writer.take_aside().is_some(), "{table}: noticed at open");
+        assert_eq!(writer.cursor("nats").unwrap().get(), 0, "{table}");
+        assert_eq!(writer.append(&mut vec![event(10)]).unwrap().first, 1, "{table}");
+    }
+}
+
+#[test]
+fn damage_met_while_it_is_in_use_ends_the_process_and_the_next_start_moves_the_journal_away() {
+    let (_folder, path) = large();
+    // The page in which one of the older events begins, which opening does not look at.
+    let (bytes, begin) = (fs::read(&path).unwrap(), b"-00000000000000000030\",\"source\"");
+    let at = bytes.windows(begin.len()).position(|it| it == begin).unwrap();
+    spoil(&path, at as u64 / PAGE_BYTES + 1);
+    let mut writer = open(&path);
+    assert_eq!(writer.take_aside(), None, "not noticed at open");
+    writer.set_retain(Retain { age: Some(Duration::ZERO), ..Retain::default() });
+    let error = loop {
+        match writer.maintain() {
+            Ok(more) => assert!(more, "retention met the damage"),
+            Err(it) => break it,
+        }
+    };
+    assert_eq!((error.is_temporary(), error.exit_code()), (false, 1), "{error}");
+    assert!(beside(&path, SUSPECT).exists(), "{error}");
+    drop(writer);
+    assert!(open(&path).take_aside().is_some(), "noticed now");
+    assert!(!beside(&path, SUSPECT).exists());
+    assert_eq!(open(&path).take_aside(), None, "the new one is good");
 }

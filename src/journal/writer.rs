@@ -18,9 +18,9 @@ use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, 
 use crate::{
     event::Event,
     journal::{
-        JournalError, SUSPECT,
+        JournalError,
         bell::Owner,
-        beside, bounds, crc,
+        bounds, crc,
         cursor::Cursor,
         open::{self, Aside, PAGE_BYTES},
         pragma,
@@ -107,7 +107,6 @@ impl Writer {
         let of = |it: rusqlite::Error| JournalError::of(path, &it);
         let (oldest, next) = bounds(&opened.connection).map_err(of)?;
         let size_bytes = used_bytes(&opened.connection).map_err(of)?;
-        let epochs = epochs(&opened.connection).map_err(of)?;
         let writer = Writer {
             connection: opened.connection,
             owner: opened.owner,
@@ -116,7 +115,7 @@ impl Writer {
             aside: opened.aside,
             retain,
             stats: Stats { oldest, next, size_bytes, ..Stats::default() },
-            epochs,
+            epochs: opened.epochs,
             cursors: Vec::new(),
             log_pages: CHECKPOINT_PAGES,
             looked: None,
@@ -212,7 +211,7 @@ impl Writer {
     pub fn cursor(&mut self, sink: &str) -> Result<Arc<Cursor>, JournalError> {
         let sql = "SELECT seq FROM cursor WHERE sink = ?1";
         let saved = self.connection.query_row(sql, [sink], |row| row.get::<_, i64>(0));
-        let saved = saved.optional().map_err(|it| JournalError::of(&self.path, &it))?;
+        let saved = saved.optional().map_err(|it| self.error(&it))?;
         // A journal that was put back from a copy may be behind what a sink has delivered.
         let last = self.stats.next - 1;
         let at = saved.map_or(last, |it| (it as u64).min(last));
@@ -377,7 +376,7 @@ impl Writer {
         match done {
             Ok((log, copied)) => self.log_pages = if copied < log { log } else { 0 },
             Err(error) => {
-                let error = JournalError::of(&self.path, &error);
+                let error = self.error(&error);
                 // Try again after as many pages more; the events are safe in the log.
                 self.log_pages = 0;
                 if error.is_temporary() {
@@ -389,15 +388,9 @@ impl Writer {
         }
     }
 
-    /// What an error means. After damage the next opening must look at all of the journal: a part
-    /// of it was good enough for the last one.
+    /// What an error means for the one who writes.
     fn error(&self, error: &rusqlite::Error) -> JournalError {
-        let error = JournalError::of(&self.path, error);
-        if let JournalError::Damaged { detail, .. } = &error {
-            // Without the mark the process ends all the same, and its log has the reason.
-            std::fs::write(beside(&self.path, SUSPECT), detail).ok();
-        }
-        error
+        JournalError::of(&self.path, error).in_use()
     }
 
     fn ring(&self) {
@@ -428,12 +421,6 @@ fn save<'a>(
         set.execute(params![it.cursor.sink(), *seq as i64])?;
     }
     Ok(())
-}
-
-fn epochs(connection: &Connection) -> rusqlite::Result<HashMap<String, u64>> {
-    let mut statement = connection.prepare("SELECT stream, epoch FROM epoch")?;
-    let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get::<_, i64>(1)? as u64)))?;
-    rows.collect()
 }
 
 /// The first event in `oldest..end` that was appended at or after the cut-off, or `end`.

@@ -67,7 +67,7 @@ pub fn run(
                 reader.wait(RETRY);
                 continue;
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(error.in_use().into()),
         };
         if page.cursor == cursor {
             if last {
@@ -98,8 +98,37 @@ fn until(page: Page, end: u64) -> Page {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
-    use crate::event::GapReason;
+    use crate::{
+        event::{DaemonState, Event, GapReason},
+        journal::{JournalError, retain::Retain, writer::Writer},
+    };
+
+    #[test]
+    fn damage_that_a_sink_meets_ends_the_process_and_makes_the_next_start_look_for_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal.db");
+        let mut writer = Writer::open(&path, Retain::default()).unwrap();
+        let event = Event::daemon("t", DaemonState::Started, None);
+        for _ in 0..20 {
+            writer.append(&mut vec![event.clone(); 200]).unwrap();
+        }
+        drop(writer);
+        let mut bytes = fs::read(&path).unwrap();
+        let page = bytes.len() / 8192 / 2 * 8192;
+        bytes[page..page + 8192].fill(0xa5);
+        fs::write(&path, bytes).unwrap();
+        let (parts, _parts_rx) = mpsc::channel(100);
+        let (reader, select) = (Reader::open(&path).unwrap(), Select::default());
+        let stop = CancellationToken::new();
+        let error = run(reader, (0, u64::MAX), (&select, "t"), &parts, &stop).unwrap_err();
+        assert_eq!(error.downcast_ref::<JournalError>().map(JournalError::exit_code), Some(1));
+        assert!(folder.path().join("journal.db.suspect").exists(), "{error}");
+        let mut writer = Writer::open(&path, Retain::default()).unwrap();
+        assert!(writer.take_aside().is_some());
+    }
 
     #[test]
     fn a_gap_that_reaches_beyond_the_end_is_cut_and_what_follows_it_is_left_out() {

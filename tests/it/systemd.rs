@@ -57,6 +57,9 @@ fn the_unit_keeps_its_promises_to_the_daemon() {
     for line in ["Type=notify", "DynamicUser=yes", "StateDirectory=ghostwatch"] {
         has(line);
     }
+    // Exit code 1 is a fault of the moment, such as damage to the journal: the next start moves it away.
+    has("Restart=on-failure");
+    has("RestartPreventExitStatus=2 4");
     has("ExecReload=/bin/kill -HUP $MAINPID");
     for key in ["WatchdogSec=", "ExecStartPre=/bin/true --config ${GHOSTWATCH_CONFIG} check"] {
         assert!(unit.lines().any(|it| it.starts_with(key)), "{key}");
