@@ -41,7 +41,7 @@ impl DeadLetters {
         let file = self.file.as_mut().expect("it was just opened");
         let written = file.write_line(&message.json).and_then(|()| file.flush());
         if written.is_err() {
-            // What was half written must not be continued.
+            // The next opening cuts off what could not be cut off now.
             self.file = None;
         }
         written.with_context(at)

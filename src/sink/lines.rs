@@ -60,7 +60,7 @@ pub struct File {
 }
 
 impl Broker for File {
-    /// Opens it anew, so that after a failure nothing half written is continued.
+    /// Opens it anew, because it may be what failed: its folder may be there again, or another disk.
     async fn connect(&mut self) -> Result<(), Fault> {
         self.file = None;
         let open = RotatingFile::open(&self.path, self.rotation);

@@ -319,3 +319,39 @@ fn a_replay_that_cannot_finish_or_is_interrupted_says_where_to_go_on() {
     assert_eq!(child.wait().unwrap().code(), Some(1), "{line}");
     assert!(line.contains("stopped by a signal; go on with --from 11"), "{line}");
 }
+
+#[test]
+fn a_file_that_could_not_grow_has_each_event_on_a_line_of_its_own_once_it_can() {
+    let (folder, path, writer) = journal(600);
+    drop(writer);
+    let out = folder.path().join("out.ndjson");
+    let config = format!(
+        "version: 1\nstreams: {{t: {{url: \"test:\"}}}}\njournal: {{path: {}}}\nsinks:\n  - {{type: file, name: out, path: {}}}\n",
+        path.display(),
+        out.display()
+    );
+    fs::write(folder.path().join("config.yaml"), config).unwrap();
+    // A limit of 50 KiB for a file stands for the full disk: a write stops in the middle of a line,
+    // the next one fails.
+    let limited = "trap '' XFSZ; ulimit -S -f 100; exec \"$0\" \"$@\"";
+    let replay = replay(folder.path(), &["--from", "1", "--sink", "out"]);
+    let mut child = Command::new("sh")
+        .args(["-c", limited])
+        .arg(replay.get_program())
+        .args(replay.get_args())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = String::new();
+    let mut stderr = std::io::BufReader::new(child.stderr.take().unwrap());
+    std::io::BufRead::read_line(&mut stderr, &mut said).unwrap();
+    assert!(said.contains("events wait in the journal"), "{said}");
+    let pid = child.id().to_string();
+    let raised = Command::new("prlimit").args(["--pid", &pid, "--fsize=unlimited"]).status();
+    assert!(raised.unwrap().success());
+    std::io::Read::read_to_string(&mut stderr, &mut said).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0), "{said}");
+    let got: Vec<u64> = json(&fs::read_to_string(&out).unwrap()).iter().map(number).collect();
+    assert_eq!(got, Vec::from_iter(1..=600));
+}
