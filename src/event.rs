@@ -16,6 +16,10 @@ use crate::{
     postprocess::Ranked,
 };
 
+mod gap;
+
+pub use gap::{Elsewhere, GapReason};
+
 /// What an event is about. The number is stored in the journal and never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -239,24 +243,6 @@ impl Event {
         }
     }
 
-    /// The events `first..=last` that a reader will never get.
-    pub fn gap(instance: &str, first: u64, last: u64, reason: GapReason) -> Event {
-        let data = GapData {
-            first: sequence(first),
-            last: sequence(last),
-            events: (last + 1).saturating_sub(first),
-            reason: reason.name(),
-        };
-        Event {
-            kind: Kind::JournalGap,
-            stream: None,
-            epoch: None,
-            source: source(instance, None),
-            time: SystemTime::now(),
-            data: json(&data),
-        }
-    }
-
     /// The complete JSON object, on one line, with the id that its place in the journal gives it.
     pub fn envelope(&self, journal: &str, seq: u64) -> String {
         self.envelope_with(&format!("{journal}-{seq:020}"), seq)
@@ -323,25 +309,6 @@ impl DaemonState {
             DaemonState::Reloaded => "config_reloaded",
             DaemonState::Refused => "config_refused",
             DaemonState::SinkAtRisk => "sink_at_risk",
-        }
-    }
-}
-
-/// Why a reader will never get some events.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum GapReason {
-    /// Retention removed them first.
-    Expired,
-    /// The journal was damaged.
-    Damaged,
-}
-
-impl GapReason {
-    /// The name in events.
-    pub fn name(self) -> &'static str {
-        match self {
-            GapReason::Expired => "expired",
-            GapReason::Damaged => "damaged",
         }
     }
 }
@@ -480,14 +447,6 @@ struct DaemonData<'a> {
     pid: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     detail: Option<&'a str>,
-}
-
-#[derive(Serialize)]
-struct GapData {
-    first: String,
-    last: String,
-    events: u64,
-    reason: &'static str,
 }
 
 #[cfg(test)]

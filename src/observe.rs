@@ -220,6 +220,11 @@ impl publish::Watch for Observer {
         self.metrics.journal_lost(JournalLoss::DiskFull, events);
     }
 
+    fn gone(&self, events: u64) {
+        // However many there were, whoever watches the metrics must see that some are gone.
+        self.metrics.journal_lost(JournalLoss::Corruption, events.max(1) as usize);
+    }
+
     fn changed(&self, change: &StateChange) {
         self.metrics.stream_changed(change);
     }

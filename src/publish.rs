@@ -14,11 +14,10 @@ use crossbeam_channel::RecvTimeoutError;
 
 use crate::{
     edge::Receiver,
-    event::{Context, DaemonState, Event, GapReason},
+    event::{Context, DaemonState, Event},
     frame::{Item, Meta, Skipped, StateChange},
     journal::{
         JournalError,
-        open::Aside,
         writer::{Stats, Writer},
     },
     label::Labelled,
@@ -43,6 +42,8 @@ pub trait Watch: Send + Sync {
     fn committed(&self, took: Duration, stats: Stats);
     /// Events could not be appended.
     fn lost(&self, events: usize);
+    /// Events are gone with a journal that was damaged or removed; 0 if nobody knows how many.
+    fn gone(&self, events: u64);
     /// A stream's state has changed.
     fn changed(&self, change: &StateChange);
     /// Whether the last append worked.
@@ -104,11 +105,9 @@ impl Publisher {
     /// # Errors
     /// The journal failed in a way that forbids to go on.
     pub fn run(mut self, input: Receiver<Item<Labelled>>, pulse: &Pulse) -> anyhow::Result<Writer> {
-        if let Some(Aside { last, .. }) = self.journal.take_aside() {
-            // Where the old journal began was lost with it.
-            let last = last.unwrap_or(1).max(1);
-            let gap = Event::gap(&self.context.instance, 1, last, GapReason::Damaged);
-            self.group.push(Entry::Daemon(gap));
+        if let Some(loss) = self.journal.take_loss() {
+            self.watch.gone(loss.count());
+            self.group.push(Entry::Daemon(loss.event(&self.context.instance)));
         }
         self.daemon(DaemonState::Started);
         self.commit()?;

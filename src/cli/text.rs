@@ -29,9 +29,7 @@ pub fn event(json: &str, clock: Clock) -> String {
     let what = match event["type"].as_str().unwrap_or_default() {
         "io.ghostwatch.frame.classified.v1" => labels(data),
         "io.ghostwatch.stream.state.v1" => state(data),
-        "io.ghostwatch.journal.gap.v1" => {
-            format!("gap: {} events {}", data["events"], text(&data["reason"]))
-        }
+        "io.ghostwatch.journal.gap.v1" => gap(data),
         "io.ghostwatch.daemon.v1" => {
             let mut it = format!("daemon {}", text(&data["state"]));
             add(&mut it, ": ", &text(&data["detail"]));
@@ -70,6 +68,19 @@ fn state(data: &Value) -> String {
     }
     add(&mut line, ", ", &text("code"));
     add(&mut line, ": ", &text("detail"));
+    line
+}
+
+fn gap(data: &Value) -> String {
+    let text = |name: &str| escape(data[name].as_str().unwrap_or_default());
+    let count = match data["events"].as_u64() {
+        None | Some(0) => "an unknown number of".to_owned(),
+        Some(it) => it.to_string(),
+    };
+    let mut line = format!("gap: {count} events {}", text("reason"));
+    add(&mut line, ": ", &text("detail"));
+    add(&mut line, "; journal ", &text("journal"));
+    add(&mut line, ", moved to ", &text("moved_to"));
     line
 }
 
@@ -159,6 +170,12 @@ mod tests {
             "",
             r#"{"events":7,"reason":"expired"}"#,
             "-             gap: 7 events expired",
+        );
+        check(
+            "journal.gap",
+            "",
+            r#"{"events":0,"reason":"damaged","journal":"J","moved_to":"/a b","detail":"no\ndatabase"}"#,
+            r"-             gap: an unknown number of events damaged: no\ndatabase; journal J, moved to /a b",
         );
         check("daemon", "", r#"{"state":"started"}"#, "-             daemon started");
         check(

@@ -100,9 +100,16 @@ fn the_schema_takes_every_event_and_refuses_others() {
         state(None).envelope(JOURNAL, 2),
         state(Some(EpochEnd { epoch: 0, frames: 1, skipped: Skipped::default() }))
             .envelope(JOURNAL, 3),
-        Event::gap("host-a", 1, 4, GapReason::Expired)
+        Event::gap("host-a", (1, 4), GapReason::Expired, None)
             .envelope_with(&format!("{JOURNAL}-{}-gap", sequence(4)), 4),
-        Event::gap("host-a", 5, 5, GapReason::Damaged).envelope(JOURNAL, 5),
+        Event::gap("host-a", (5, 5), GapReason::Damaged, None).envelope(JOURNAL, 5),
+        Event::gap(
+            "host-a",
+            (1, 0),
+            GapReason::Damaged,
+            Some(Elsewhere { journal: Some(JOURNAL), moved_to: Some("/x"), detail: "no database" }),
+        )
+        .envelope(JOURNAL, 1),
     ];
     for it in DaemonState::ALL {
         events.push(Event::daemon("a host/ü", it, Some("detail")).envelope(JOURNAL, 6));

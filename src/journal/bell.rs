@@ -1,8 +1,8 @@
 //! Who owns a journal, and the bell that the owner rings after each commit.
 //!
 //! Both are one small file beside the journal, `<journal>.lock`: the writer holds its lock and
-//! writes `PID JOURNAL-ID NEXT-SEQUENCE` into it after each commit; readers are told of that by
-//! inotify. Watching the write-ahead log instead would wake a reader before the commit is synced
+//! writes `PID JOURNAL-ID NEXT-SEQUENCE OLDEST-SEQUENCE` into it after each commit; readers are told
+//! of that by inotify. Watching the write-ahead log instead would wake a reader before the commit is synced
 //! and visible, and asking SQLite every 2 ms costs CPU all day.
 
 use std::{
@@ -29,8 +29,26 @@ const LOOK_EVERY: Duration = Duration::from_millis(5);
 #[derive(Debug)]
 pub struct Owner {
     file: File,
-    /// The journal id and next sequence that the owner before wrote, if it did.
-    pub last: Option<(String, u64)>,
+    /// What the owner before wrote, if it did.
+    pub last: Option<Last>,
+}
+
+/// How far the owner before came.
+#[derive(Debug)]
+pub struct Last {
+    /// The journal's id.
+    pub id: String,
+    /// The next sequence number.
+    pub next: u64,
+    /// The oldest one that was there.
+    pub oldest: u64,
+}
+
+impl Last {
+    /// The first and the last event that were there; `None` iff there was none.
+    pub fn events(&self) -> Option<(u64, u64)> {
+        (self.oldest < self.next).then(|| (self.oldest, self.next - 1))
+    }
 }
 
 impl Owner {
@@ -68,10 +86,12 @@ impl Owner {
             }
             Err(TryLockError::Error(it)) => return Err(blocked(it)),
         }
-        let last = match (words.next(), words.next().and_then(|it| it.parse().ok())) {
-            (Some(id), Some(next)) => Some((id.to_owned(), next)),
-            _ => None,
-        };
+        let (id, mut numbers) = (words.next(), words.map_while(|it| it.parse().ok()));
+        let last = id.zip(numbers.next()).map(|(id, next)| {
+            // The first versions did not write it.
+            let oldest = numbers.next().unwrap_or(1);
+            Last { id: id.to_owned(), next, oldest }
+        });
         Ok(Owner { file, last })
     }
 
@@ -79,8 +99,8 @@ impl Owner {
     ///
     /// # Errors
     /// What the file system says. Readers then see the news a second later.
-    pub fn ring(&self, id: &str, next: u64) -> io::Result<()> {
-        let line = format!("{:<10} {id} {next:020}\n", std::process::id());
+    pub fn ring(&self, id: &str, next: u64, oldest: u64) -> io::Result<()> {
+        let line = format!("{:<10} {id} {next:020} {oldest:020}\n", std::process::id());
         self.file.write_all_at(line.as_bytes(), 0)
     }
 }

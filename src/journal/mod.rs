@@ -13,6 +13,7 @@ pub mod backup;
 pub mod bell;
 pub mod cursor;
 pub mod filter;
+pub mod loss;
 pub mod open;
 pub mod read;
 pub mod retain;

@@ -1,18 +1,12 @@
 //! Opening a journal to append to: its owner, its layout, its id, and what is done with damage.
 
-use std::{
-    collections::HashMap,
-    fs, io,
-    os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{collections::HashMap, fs, io, os::unix::fs::MetadataExt, path::Path, time::Duration};
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, params};
 
 use crate::journal::{
     APPLICATION, JournalError, LAYOUT, SCHEMA, SUSPECT, UPGRADE, bell::Owner, beside, bounds,
-    check_layout, layout, meta, pragma, writer::micros_now,
+    check_layout, layout, loss::Loss, meta, pragma, writer::micros_now,
 };
 
 /// Seven to eight frame events fit a page; with 4096 bytes a quarter of each would stay empty.
@@ -23,27 +17,16 @@ const CHECK_BYTES: u64 = 64 << 20;
 /// A journal that can be appended to.
 pub(super) struct Opened {
     pub(super) connection: Connection,
-    pub(super) owner: Owner,
     pub(super) id: String,
     /// The last epoch of each stream.
     pub(super) epochs: HashMap<String, u64>,
-    pub(super) aside: Option<Aside>,
-}
-
-/// A damaged journal that was moved away, and a new one begun.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Aside {
-    /// Where it is now.
-    pub path: PathBuf,
-    /// What was noticed.
-    pub detail: String,
-    /// The sequence number of its last event, as far as it is known.
-    pub last: Option<u64>,
+    /// What is gone with a journal that this one took the place of.
+    pub(super) loss: Option<Loss>,
 }
 
 /// Opens a journal, or makes a new one. One that is damaged is moved away with all that belongs to
 /// it, so that the cameras' events of today are not lost for those of yesterday.
-pub(super) fn open(path: &Path) -> Result<Opened, JournalError> {
+pub(super) fn open(path: &Path) -> Result<(Owner, Opened), JournalError> {
     if let Some(parent) = path.parent().filter(|it| !it.as_os_str().is_empty()) {
         let blocked = |it: io::Error| JournalError::Blocked {
             path: path.to_owned(),
@@ -52,29 +35,23 @@ pub(super) fn open(path: &Path) -> Result<Opened, JournalError> {
         fs::create_dir_all(parent).map_err(blocked)?;
     }
     let owner = Owner::take(path)?;
-    match open_at(path, &owner) {
-        Ok((connection, id, epochs)) => Ok(Opened { connection, owner, id, epochs, aside: None }),
+    let opened = match open_at(path, &owner, None) {
         Err(JournalError::Damaged { detail, .. }) => {
-            let to = set_aside(path)?;
+            let loss = set_aside(path, &owner, detail)?;
             tracing::error!(
-                journal = %path.display(), detail, moved_to = %to.display(),
-                "the journal is damaged; it was moved away and a new one begun"
+                journal = %path.display(),
+                "the journal is damaged; it was moved away and a new one begun; {loss}"
             );
-            let last = owner.last.as_ref().map(|it| it.1.saturating_sub(1));
-            let (connection, id, epochs) = open_at(path, &owner)?;
-            let aside = Some(Aside { path: to, detail, last });
-            Ok(Opened { connection, owner, id, epochs, aside })
+            open_at(path, &owner, Some(loss))?
         }
-        Err(error) => Err(error),
-    }
+        other => other?,
+    };
+    Ok((owner, opened))
 }
 
-/// The connection, the journal's id, and the last epoch of each stream. All that is read when it is
+/// Opens what is there, or makes a new journal, which notes the loss. All that is read when it is
 /// opened is read here, so that damage to any of it is met here.
-fn open_at(
-    path: &Path,
-    owner: &Owner,
-) -> Result<(Connection, String, HashMap<String, u64>), JournalError> {
+fn open_at(path: &Path, owner: &Owner, loss: Option<Loss>) -> Result<Opened, JournalError> {
     let of = |it: rusqlite::Error| JournalError::of(path, &it);
     let mut connection = connect(path)?;
     check_content(&connection, path)?;
@@ -82,8 +59,9 @@ fn open_at(
     let epochs = numbers(&connection, "SELECT stream, epoch FROM epoch").map_err(of)?;
     // Whoever registers a sink looks for its cursor later.
     numbers(&connection, "SELECT sink, seq FROM cursor").map_err(of)?;
-    let id = identify(&mut connection, path, owner, next)?;
-    Ok((connection, id, epochs))
+    let id = identify(&mut connection, path, (owner, next), loss)?;
+    let loss = Loss::noted(&connection).map_err(of)?;
+    Ok(Opened { connection, id, epochs, loss })
 }
 
 /// All rows of a name and a number.
@@ -93,8 +71,12 @@ fn numbers(connection: &Connection, sql: &str) -> rusqlite::Result<HashMap<Strin
     rows.collect()
 }
 
-/// Moves the database and what SQLite keeps beside it. Gives the database's new name.
-fn set_aside(path: &Path) -> Result<PathBuf, JournalError> {
+/// Moves the database and what SQLite keeps beside it. Tells what is gone with it.
+fn set_aside(path: &Path, owner: &Owner, detail: String) -> Result<Loss, JournalError> {
+    let (journal, events) = match &owner.last {
+        Some(it) => (Some(it.id.clone()), it.events()),
+        None => remains(path),
+    };
     let mark = format!(".damaged-{}", micros_now() / 1_000_000);
     let free = |it: &u32| !beside(path, &format!("{mark}.{it}")).exists();
     let n = (0..).find(free).expect("a folder has fewer than 2^32 files");
@@ -109,7 +91,16 @@ fn set_aside(path: &Path) -> Result<PathBuf, JournalError> {
         }
     }
     fs::remove_file(beside(path, SUSPECT)).ok();
-    Ok(to)
+    Ok(Loss { journal, events, moved_to: Some(to.display().to_string()), detail })
+}
+
+/// The id of a damaged journal and its first and last event, as far as they can be read.
+fn remains(path: &Path) -> (Option<String>, Option<(u64, u64)>) {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let Ok(connection) = Connection::open_with_flags(path, flags) else { return (None, None) };
+    let events = bounds(&connection).ok().filter(|it| it.0 < it.1);
+    let id = meta(&connection, "id").ok().flatten();
+    (id, events.map(|(oldest, next)| (oldest, next - 1)))
 }
 
 /// Opens the database, makes or upgrades the layout, and asserts what durability rests on.
@@ -212,22 +203,23 @@ fn check_content(connection: &Connection, path: &Path) -> Result<(), JournalErro
 }
 
 /// The journal's id. A journal that was copied, or put back from an older copy, takes a new one
-/// before its first append, or different events would carry the same id.
+/// before its first append, or different events would carry the same id. What is gone with the
+/// journal before is noted together with a new id.
 fn identify(
     connection: &mut Connection,
     path: &Path,
-    owner: &Owner,
-    next: u64,
+    (owner, next): (&Owner, u64),
+    loss: Option<Loss>,
 ) -> Result<String, JournalError> {
     let of = |it: rusqlite::Error| JournalError::of(path, &it);
     let inode = fs::metadata(path).map_or(0, |it| it.ino()) as i64;
     let id: Option<String> = meta(connection, "id").map_err(of)?;
     let known: Option<i64> = meta(connection, "inode").map_err(of)?;
-    if let (Some(id), Some(known)) = (id, known) {
+    if let (Some(id), Some(known)) = (&id, known) {
         // The lock file is written after each commit, so it never runs ahead of the journal.
-        let behind = owner.last.as_ref().is_some_and(|it| it.0 == id && next < it.1);
+        let behind = owner.last.as_ref().is_some_and(|it| it.id == *id && next < it.next);
         if known == inode && !behind {
-            return Ok(id);
+            return Ok(id.clone());
         }
         tracing::warn!(journal = %path.display(), "the journal is a copy, it takes a new id");
     }
@@ -240,6 +232,9 @@ fn identify(
     transaction.execute(set, params!["id", id]).map_err(of)?;
     transaction.execute(set, params!["inode", inode]).map_err(of)?;
     transaction.execute(set, params!["next", next as i64]).map_err(of)?;
+    if let Some(loss) = loss {
+        loss.note(&transaction).map_err(of)?;
+    }
     transaction.commit().map_err(of)?;
     Ok(id)
 }

@@ -1,6 +1,6 @@
 //! What opening a journal does with damage, with an older layout, and with a journal that is gone.
 
-use std::os::unix::fs::FileExt as _;
+use std::{os::unix::fs::FileExt as _, path::PathBuf};
 
 use tempfile::TempDir;
 
@@ -64,7 +64,7 @@ fn a_journal_of_layout_1_with_an_event_that_is_not_json_is_upgraded_and_the_even
     change(&path, DOWNGRADE);
     change(&path, "UPDATE event SET json = substr(json, 1, 40) WHERE seq = 2");
     let mut writer = open(&path);
-    assert_eq!(writer.take_aside(), None, "the rest of it is good");
+    assert_eq!(writer.take_loss(), None, "the rest of it is good");
     assert_eq!(Reader::open(&path).unwrap().last_epoch("front").unwrap(), Some(7));
     let it = page(&path, 0);
     assert_eq!((seqs(&it), it.cursor, it.gap), (vec![1], 1, None));
@@ -79,7 +79,7 @@ fn a_journal_of_layout_1_that_cannot_be_upgraded_is_moved_away() {
     change(&path, DOWNGRADE);
     change(&path, "CREATE TABLE cursor (it)");
     let mut writer = open(&path);
-    let detail = writer.take_aside().expect("it is moved away").detail;
+    let detail = writer.take_loss().expect("it is moved away").detail;
     assert!(detail.contains("layout 1") && detail.contains("cursor"), "{detail}");
     assert_eq!(writer.append(&mut vec![event(10)]).unwrap().first, 1);
 }
@@ -115,7 +115,7 @@ fn a_large_journal_whose_table_of_epochs_or_cursors_is_damaged_is_moved_away() {
         drop(connection);
         spoil(&path, root as u64);
         let mut writer = open(&path);
-        assert!(writer.take_aside().is_some(), "{table}: noticed at open");
+        assert!(writer.take_loss().is_some(), "{table}: noticed at open");
         assert_eq!(writer.cursor("nats").unwrap().get(), 0, "{table}");
         assert_eq!(writer.append(&mut vec![event(10)]).unwrap().first, 1, "{table}");
     }
@@ -129,7 +129,7 @@ fn damage_met_while_it_is_in_use_ends_the_process_and_the_next_start_moves_the_j
     let at = bytes.windows(begin.len()).position(|it| it == begin).unwrap();
     spoil(&path, at as u64 / PAGE_BYTES + 1);
     let mut writer = open(&path);
-    assert_eq!(writer.take_aside(), None, "not noticed at open");
+    assert_eq!(writer.take_loss(), None, "not noticed at open");
     writer.set_retain(Retain { age: Some(Duration::ZERO), ..Retain::default() });
     let error = loop {
         match writer.maintain() {
@@ -140,7 +140,61 @@ fn damage_met_while_it_is_in_use_ends_the_process_and_the_next_start_moves_the_j
     assert_eq!((error.is_temporary(), error.exit_code()), (false, 1), "{error}");
     assert!(beside(&path, SUSPECT).exists(), "{error}");
     drop(writer);
-    assert!(open(&path).take_aside().is_some(), "noticed now");
+    assert!(open(&path).take_loss().is_some(), "noticed now");
     assert!(!beside(&path, SUSPECT).exists());
-    assert_eq!(open(&path).take_aside(), None, "the new one is good");
+    assert_eq!(open(&path).take_loss(), None, "the new one is good");
+}
+
+fn page_in_the_middle(path: &Path) -> u64 {
+    fs::metadata(path).unwrap().len() / PAGE_BYTES / 2
+}
+
+#[test]
+fn what_is_gone_with_a_damaged_journal_is_told_until_it_is_written_down() {
+    let (_folder, path) = folder();
+    let mut writer = open(&path);
+    let id = writer.id().to_owned();
+    writer.set_retain(Retain { bytes: Some(1 << 20), ..Retain::default() });
+    for _ in 0..20 {
+        writer.append(&mut vec![event(900); 100]).unwrap();
+    }
+    let (oldest, next) = (writer.stats().oldest, writer.stats().next);
+    assert!(1 < oldest, "the first ones have expired and are not gone");
+    drop(writer);
+    spoil(&path, page_in_the_middle(&path));
+    let loss = open(&path).take_loss().expect("noticed");
+    assert_eq!((loss.journal.as_ref(), loss.events), (Some(&id), Some((oldest, next - 1))));
+    // That one ended before it had appended anything, and so does this one.
+    assert_eq!(open(&path).take_loss().as_ref(), Some(&loss));
+    let mut writer = open(&path);
+    let again = writer.take_loss().unwrap();
+    writer.append(&mut vec![again.event("t")]).unwrap();
+    drop(writer);
+    assert_eq!(open(&path).take_loss(), None, "told");
+    let event = &page(&path, 0).records[0].json;
+    let event: serde_json::Value = serde_json::from_str(event).unwrap();
+    let data = &event["data"];
+    assert_eq!((&data["journal"], &data["events"]), (&id.into(), &(next - oldest).into()));
+    assert_eq!((&data["reason"], &data["detail"]), (&"damaged".into(), &loss.detail.into()));
+    assert!(Path::new(data["moved_to"].as_str().unwrap()).exists());
+}
+
+#[test]
+fn without_a_trace_of_the_owner_before_as_much_is_told_as_can_still_be_read() {
+    for (spoilt_whole, known) in [(false, true), (true, false)] {
+        let (_folder, path) = folder();
+        let mut writer = open(&path);
+        let id = writer.id().to_owned();
+        writer.append(&mut vec![event(900); 200]).unwrap();
+        drop(writer);
+        fs::remove_file(beside(&path, ".lock")).unwrap();
+        match spoilt_whole {
+            true => fs::write(&path, "x".repeat(100_000)).unwrap(),
+            false => spoil(&path, page_in_the_middle(&path)),
+        }
+        let loss = open(&path).take_loss().expect("noticed");
+        assert_eq!(loss.journal, known.then_some(id));
+        assert_eq!(loss.events, known.then_some((1, 200)));
+        assert_eq!(loss.event("t").data.contains("\"events\":0"), !known, "{loss}");
+    }
 }

@@ -63,7 +63,7 @@ impl Gap {
 
     /// The complete event that tells of it. `instance` names whose journal it is.
     pub fn event(&self, journal: &str, instance: &str) -> String {
-        let event = Event::gap(instance, self.first, self.last, self.reason);
+        let event = Event::gap(instance, (self.first, self.last), self.reason, None);
         event.envelope_with(&self.id(journal), self.last)
     }
 }

@@ -22,7 +22,8 @@ use crate::{
         bell::Owner,
         bounds, crc,
         cursor::Cursor,
-        open::{self, Aside, PAGE_BYTES},
+        loss::Loss,
+        open::{self, PAGE_BYTES},
         pragma,
         retain::Retain,
     },
@@ -75,8 +76,10 @@ pub struct Writer {
     owner: Owner,
     path: PathBuf,
     id: String,
-    /// A damaged journal that this one took the place of.
-    aside: Option<Aside>,
+    /// What is gone and has not been told.
+    loss: Option<Loss>,
+    /// The next append tells of what is gone.
+    telling: bool,
     retain: Retain,
     stats: Stats,
     /// The last epoch of each stream.
@@ -103,16 +106,17 @@ impl Writer {
     /// # Errors
     /// Each kind of [`JournalError`] except `Missing`.
     pub fn open(path: &Path, retain: Retain) -> Result<Writer, JournalError> {
-        let opened = open::open(path)?;
+        let (owner, opened) = open::open(path)?;
         let of = |it: rusqlite::Error| JournalError::of(path, &it);
         let (oldest, next) = bounds(&opened.connection).map_err(of)?;
         let size_bytes = used_bytes(&opened.connection).map_err(of)?;
         let writer = Writer {
             connection: opened.connection,
-            owner: opened.owner,
+            owner,
             path: path.to_owned(),
             id: opened.id,
-            aside: opened.aside,
+            loss: opened.loss,
+            telling: false,
             retain,
             stats: Stats { oldest, next, size_bytes, ..Stats::default() },
             epochs: opened.epochs,
@@ -250,9 +254,11 @@ impl Writer {
         appended.is_ok_and(|it| it < limit)
     }
 
-    /// The damaged journal that this one took the place of, told once.
-    pub fn take_aside(&mut self) -> Option<Aside> {
-        self.aside.take()
+    /// What is gone with a journal that this one took the place of. Given once: the events appended
+    /// next must tell of it.
+    pub fn take_loss(&mut self) -> Option<Loss> {
+        self.telling |= self.loss.is_some();
+        self.loss.take()
     }
 
     /// Counts what was removed before every sink had delivered it.
@@ -313,8 +319,13 @@ impl Writer {
         drop(insert);
         let cursors: Vec<u64> = self.cursors.iter().map(|it| it.cursor.get()).collect();
         save(&transaction, &epochs, self.cursors.iter().zip(&cursors))?;
+        let tells = self.telling && !events.is_empty();
+        if tells {
+            Loss::forget(&transaction)?;
+        }
         let size = used_bytes(&transaction)?;
         transaction.commit()?;
+        self.telling &= !tells;
         self.epochs.extend(epochs);
         for (it, saved) in self.cursors.iter_mut().zip(cursors) {
             it.saved = saved;
@@ -394,7 +405,7 @@ impl Writer {
     }
 
     fn ring(&self) {
-        if let Err(error) = self.owner.ring(&self.id, self.stats.next) {
+        if let Err(error) = self.owner.ring(&self.id, self.stats.next, self.stats.oldest) {
             tracing::debug!(%error, "could not ring the journal's bell");
         }
     }

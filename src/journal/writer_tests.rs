@@ -208,8 +208,8 @@ fn a_damaged_journal_is_moved_away_and_a_new_one_begun() {
     let check = |what: &str, round: usize, content: &[u8]| {
         fs::write(&path, content).unwrap();
         let mut writer = open(&path);
-        let aside = writer.take_aside().unwrap_or_else(|| panic!("{what}: noticed at open"));
-        assert_eq!(fs::read(&aside.path).unwrap(), content, "{what}: kept as it was");
+        let loss = writer.take_loss().unwrap_or_else(|| panic!("{what}: noticed at open"));
+        assert_eq!(fs::read(loss.moved_to.unwrap()).unwrap(), content, "{what}: kept as it was");
         assert_ne!(writer.id(), id, "{what}: the numbers begin anew, so the id must");
         assert_eq!(append(&mut writer, 1).first, 1, "{what}");
         assert_eq!(page(&path, 0).records.len(), 1, "{what}");
@@ -247,7 +247,7 @@ fn an_event_with_a_flipped_bit_is_a_gap_and_its_neighbours_are_not() {
     assert_eq!(look(0), (damaged(1, 2), vec![3], 3));
     assert_eq!(look(3), (damaged(4, 4), vec![5, 6], 6));
     assert_eq!(look(4), (None, vec![5, 6], 6));
-    assert_eq!(open(&path).take_aside(), None, "the rest of it is good");
+    assert_eq!(open(&path).take_loss(), None, "the rest of it is good");
 }
 
 #[test]
@@ -265,7 +265,7 @@ fn a_journal_of_layout_1_is_upgraded_and_keeps_its_events_and_epochs() {
     assert_eq!(page(&path, 0).records.len(), 2, "it can be read as it is");
     let mut writer = open(&path);
     assert_eq!(writer.id(), id);
-    assert_eq!(writer.take_aside(), None);
+    assert_eq!(writer.take_loss(), None);
     append(&mut writer, 1);
     let reader = Reader::open(&path).unwrap();
     assert_eq!(pragma(&writer.connection, "user_version").unwrap() as i64, LAYOUT);

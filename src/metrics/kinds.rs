@@ -99,7 +99,7 @@ labels! {
     JournalLoss {
         /// It was the oldest, and the journal keeps only so much.
         Retention = "retention",
-        /// The journal was damaged.
+        /// The journal was damaged, or it was removed.
         Corruption = "corruption",
         /// There was no space for it.
         DiskFull = "disk_full",

@@ -127,7 +127,7 @@ mod tests {
         assert_eq!(error.downcast_ref::<JournalError>().map(JournalError::exit_code), Some(1));
         assert!(folder.path().join("journal.db.suspect").exists(), "{error}");
         let mut writer = Writer::open(&path, Retain::default()).unwrap();
-        assert!(writer.take_aside().is_some());
+        assert!(writer.take_loss().is_some());
     }
 
     #[test]

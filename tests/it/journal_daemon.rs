@@ -242,3 +242,36 @@ fn an_idle_streams_event_is_seen_elsewhere_5_ms_after_decoding_and_inference() {
     drain(child, folder.path());
     assert!(medians.iter().any(|it| *it <= 5.0), "medians of {medians:?} ms");
 }
+
+#[test]
+fn what_is_gone_with_a_damaged_journal_is_an_event_and_a_count() {
+    let folder = tempfile::tempdir().unwrap();
+    let listen = configure(folder.path(), STREAM);
+    let path = folder.path().join("journal.db");
+    let damage = || fs::write(&path, "not a database ".repeat(1000)).unwrap();
+    for (spoil, is_moved) in [(&damage as &dyn Fn(), true)] {
+        let child = start(folder.path());
+        wait_until("some frames", || 5 < published(&listen, "p"));
+        drain(child, folder.path());
+        let reader = Reader::open(&path).unwrap();
+        let (id, last) = (reader.id().unwrap(), reader.latest().unwrap());
+        drop(reader);
+        spoil();
+        let child = start(folder.path());
+        wait_until("some frames of the new one", || 5 < published(&listen, "p"));
+        let metrics = get(&listen, "/metrics").unwrap();
+        let lost =
+            format!("ghostwatch_journal_lost_events_total{{reason=\"corruption\"}} {last}\n");
+        assert!(metrics.contains(&lost), "{lost}{metrics}");
+        drain(child, folder.path());
+        let gap = &events(folder.path())[0];
+        assert_eq!(gap["type"], "io.ghostwatch.journal.gap.v1", "{gap}");
+        let data = &gap["data"];
+        assert_eq!((&data["journal"], &data["events"]), (&id.into(), &last.into()), "{gap}");
+        let moved = data["moved_to"].as_str().map(|it| Path::new(it).exists());
+        assert_eq!(moved, is_moved.then_some(true), "{gap}");
+        assert!(data["detail"].is_string(), "{gap}");
+        let log = fs::read_to_string(folder.path().join("log")).unwrap();
+        assert!(log.contains(&format!("{last} events (1 to {last}) are gone")), "{log}");
+    }
+}
