@@ -223,6 +223,7 @@ fn identify(
         }
         tracing::warn!(journal = %path.display(), "the journal is a copy, it takes a new id");
     }
+    let loss = loss.or_else(|| replaced(owner, id.as_deref(), next));
     let id = ulid().map_err(|it| JournalError::Blocked {
         path: path.to_owned(),
         detail: format!("no random numbers for a journal id: {it}"),
@@ -237,6 +238,28 @@ fn identify(
     }
     transaction.commit().map_err(of)?;
     Ok(id)
+}
+
+/// What is gone with the journal that was written here last, when this one with the id `id` (none
+/// if it is new) lies in its place: the lock file is the trace that it has left.
+fn replaced(owner: &Owner, id: Option<&str>, next: u64) -> Option<Loss> {
+    let last = owner.last.as_ref()?;
+    let (events, detail) = match id {
+        None => (last.events()?, "the journal was removed or emptied, and a new one begun"),
+        Some(id) if id == last.id => {
+            // A copy that was made elsewhere and is ahead or level lacks nothing.
+            let lacks = next < last.next;
+            (
+                lacks.then(|| (next, last.next - 1))?,
+                "an older copy of the journal was put in its place",
+            )
+        }
+        Some(_) => (last.events()?, "another journal was put in its place"),
+    };
+    let journal = Some(last.id.clone());
+    let loss = Loss { journal, events: Some(events), moved_to: None, detail: detail.to_owned() };
+    tracing::warn!("{loss}");
+    Some(loss)
 }
 
 /// A ULID: 48 bits of milliseconds, 80 random bits, in Crockford's base 32.

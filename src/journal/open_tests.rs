@@ -198,3 +198,38 @@ fn without_a_trace_of_the_owner_before_as_much_is_told_as_can_still_be_read() {
         assert_eq!(loss.event("t").data.contains("\"events\":0"), !known, "{loss}");
     }
 }
+
+#[test]
+fn a_journal_that_was_removed_emptied_or_exchanged_is_missed() {
+    let (folder, path) = folder();
+    let other = folder.path().join("other.db");
+    open(&other).append(&mut vec![event(10); 3]).unwrap();
+    let mut writer = open(&path);
+    assert_eq!(writer.take_loss(), None, "the first one");
+    writer.append(&mut vec![event(10); 5]).unwrap();
+    drop(writer);
+    let older = fs::read(&path).unwrap();
+    let check = |what: &str, change: &dyn Fn(), lost: (u64, u64), next: u64| {
+        let mut writer = open(&path);
+        if let Some(loss) = writer.take_loss() {
+            writer.append(&mut vec![loss.event("t")]).unwrap();
+        }
+        while writer.stats().next < 10 {
+            writer.append(&mut vec![event(10)]).unwrap();
+        }
+        let id = writer.id().to_owned();
+        drop(writer);
+        change();
+        let mut writer = open(&path);
+        let loss = writer.take_loss().unwrap_or_else(|| panic!("{what}: missed"));
+        assert_eq!((loss.journal, loss.events), (Some(id.clone()), Some(lost)), "{what}");
+        assert_eq!((loss.moved_to, loss.detail.contains(what)), (None, true), "{}", loss.detail);
+        assert_ne!(writer.id(), id, "{what}");
+        assert_eq!(writer.stats().next, next, "{what}");
+    };
+    check("older copy", &|| fs::write(&path, &older).unwrap(), (6, 9), 6);
+    check("removed", &|| fs::remove_file(&path).unwrap(), (1, 9), 1);
+    check("emptied", &|| fs::write(&path, "").unwrap(), (1, 9), 1);
+    let exchange = || assert!(0 < fs::copy(&other, &path).unwrap());
+    check("another", &exchange, (1, 9), 4);
+}

@@ -244,12 +244,13 @@ fn an_idle_streams_event_is_seen_elsewhere_5_ms_after_decoding_and_inference() {
 }
 
 #[test]
-fn what_is_gone_with_a_damaged_journal_is_an_event_and_a_count() {
+fn what_is_gone_with_a_damaged_or_removed_journal_is_an_event_and_a_count() {
     let folder = tempfile::tempdir().unwrap();
     let listen = configure(folder.path(), STREAM);
     let path = folder.path().join("journal.db");
     let damage = || fs::write(&path, "not a database ".repeat(1000)).unwrap();
-    for (spoil, is_moved) in [(&damage as &dyn Fn(), true)] {
+    let remove = || fs::remove_file(&path).unwrap();
+    for (spoil, is_moved) in [(&damage as &dyn Fn(), true), (&remove, false)] {
         let child = start(folder.path());
         wait_until("some frames", || 5 < published(&listen, "p"));
         drain(child, folder.path());
