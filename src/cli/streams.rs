@@ -61,6 +61,12 @@ pub fn run(args: &Args, journal: &Path) -> anyhow::Result<()> {
             return Ok(());
         }
         thread::sleep(Duration::from_secs(1));
+        // A new one that is not ready yet is looked at the next time.
+        if reader.is_replaced()
+            && let Ok(new) = Reader::open(journal)
+        {
+            reader = new;
+        }
     }
 }
 

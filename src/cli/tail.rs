@@ -14,7 +14,11 @@ use clap::ValueEnum;
 use crate::{
     cli::text::{self, Clock},
     event::Kind,
-    journal::{filter::Filter, read::Reader},
+    journal::{
+        JournalError,
+        filter::Filter,
+        read::{Page, Reader},
+    },
 };
 
 /// Events looked at in one read transaction.
@@ -138,8 +142,17 @@ pub fn print(args: &Args, reader: &mut Reader, mut output: impl Write) -> anyhow
         From::Last(count) => reader.back(count, &filter)?,
     };
     let clock = if args.utc { Clock::Utc } else { Clock::Local };
+    let mut at_begin = false;
     loop {
-        let page = reader.page(cursor, &filter, PAGE)?;
+        let page = match at_begin {
+            true => begin(reader, cursor, &filter),
+            false => reader.page(cursor, &filter, PAGE),
+        };
+        let page = match page {
+            // It may be that one because of which it was moved away.
+            Err(error) if !(args.follow && reader.is_replaced()) => return Err(error.into()),
+            it => it.unwrap_or(Page { cursor, ..Page::default() }),
+        };
         if let Some(it) = page.gap {
             let id = reader.id().context("making a gap event")?;
             let json = it.event(&id, "journal");
@@ -151,14 +164,48 @@ pub fn print(args: &Args, reader: &mut Reader, mut output: impl Write) -> anyhow
         let more = cursor != page.cursor;
         cursor = page.cursor;
         if more {
+            at_begin = false;
             continue;
         }
         output.flush()?;
         if !args.follow {
             return Ok(());
         }
+        if let Some((new, before)) = replacement(reader)? {
+            (*reader, cursor, at_begin) = (new, before.unwrap_or(cursor), before.is_some());
+        }
         reader.wait(LOOK_EVERY);
     }
+}
+
+/// The first event of a journal that took the place of another: a gap event that tells what is gone
+/// with that one passes every filter, as the gaps do that are found while reading.
+fn begin(reader: &mut Reader, cursor: u64, filter: &Filter) -> Result<Page, JournalError> {
+    let mut page = reader.page(cursor, &Filter::default(), 1)?;
+    page.records.retain(|it| {
+        it.kind == Some(Kind::JournalGap) || filter.matches(it.kind, it.stream.as_deref(), &it.json)
+    });
+    Ok(page)
+}
+
+/// The journal that took the place of the one that is read, if one did, and the cursor before its
+/// first event; `None` if it is the same one in another file.
+fn replacement(reader: &Reader) -> anyhow::Result<Option<(Reader, Option<u64>)>> {
+    if !reader.is_replaced() {
+        return Ok(None);
+    }
+    let new = match Reader::open(reader.path()) {
+        Err(error) if matches!(error, JournalError::Missing { .. }) || error.is_temporary() => {
+            return Ok(None);
+        }
+        other => other?,
+    };
+    // Without an id it is being made at this moment.
+    let Ok(id) = new.id() else { return Ok(None) };
+    // The one that was moved away may not be readable any more.
+    let is_same = reader.id().is_ok_and(|it| it == id);
+    let before = if is_same { None } else { Some(new.begin()? - 1) };
+    Ok(Some((new, before)))
 }
 
 fn line(output: &mut impl Write, format: Format, json: &str, clock: Clock) -> io::Result<()> {
@@ -233,5 +280,69 @@ mod tests {
         writer.append(&mut vec![Event::daemon("t", started, None)]).unwrap();
         assert_eq!(sequences("--from 5"), [20, 21], "a gap event, then what is there");
         assert_eq!(sequences("--from earliest"), [21]);
+    }
+
+    /// Sends what is flushed; fails once nobody receives it any more.
+    struct Lines(std::sync::mpsc::SyncSender<String>);
+
+    impl Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let text = String::from_utf8(bytes.to_owned()).expect("whole lines");
+            self.0.send(text).map_err(|_| io::ErrorKind::BrokenPipe)?;
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            self.0.send(String::new()).map_err(|_| io::ErrorKind::BrokenPipe.into())
+        }
+    }
+
+    #[test]
+    fn following_goes_on_with_a_new_journal_and_tells_what_is_gone_with_the_old_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal.db");
+        let mut writer = Writer::open(&path, Retain::default()).unwrap();
+        let old = writer.id().to_owned();
+        let started = || Event::daemon("t", crate::event::DaemonState::Started, None);
+        writer.append(&mut vec![started(); 3]).unwrap();
+        let (lines_tx, lines_rx) = std::sync::mpsc::sync_channel(1000);
+        let mut reader = Reader::open(&path).unwrap();
+        let follow = move || {
+            let args = parse("--follow --from 1 --type daemon --format ndjson").unwrap();
+            print(&args, &mut reader, BufWriter::new(Lines(lines_tx)))
+        };
+        let following = std::thread::spawn(follow);
+        let mut got = String::new();
+        let mut wait_for = |count: usize| {
+            while got.lines().count() < count {
+                got += &lines_rx.recv_timeout(Duration::from_secs(20)).expect("it is not silent");
+            }
+            got.clone()
+        };
+        wait_for(2);
+        drop(writer);
+        for it in ["", "-wal", "-shm"] {
+            let name = |base: &Path| format!("{}{it}", base.display());
+            std::fs::rename(name(&path), name(&folder.path().join("away"))).ok();
+        }
+        let mut writer = Writer::open(&path, Retain::default()).unwrap();
+        let loss = writer.take_loss().expect("its lock file tells of it");
+        writer.append(&mut vec![loss.event("t"), started(), started()]).unwrap();
+        let text = wait_for(5);
+        drop(lines_rx);
+        let ended = following.join().expect("it does not panic");
+        assert!(ended.is_err_and(|it| gone(&it)));
+        let events: Vec<serde_json::Value> =
+            text.lines().map(|it| serde_json::from_str(it).unwrap()).collect();
+        let told = |at: usize| {
+            let (id, sequence) = (&events[at]["id"], &events[at]["sequence"]);
+            let journal = id.as_str().unwrap().split('-').next().unwrap().to_owned();
+            (journal, sequence.as_str().unwrap().parse::<u64>().unwrap())
+        };
+        let new = writer.id().to_owned();
+        let all: Vec<_> = (0..events.len()).map(told).collect();
+        let expected = [(&old, 2), (&old, 3), (&new, 1), (&new, 2), (&new, 3)];
+        assert_eq!(all, expected.map(|it| (it.0.clone(), it.1)));
+        assert_eq!(events[2]["data"]["journal"], *old, "the gap passes the filter");
     }
 }

@@ -233,6 +233,8 @@ fn identify(
     transaction.execute(set, params!["id", id]).map_err(of)?;
     transaction.execute(set, params!["inode", inode]).map_err(of)?;
     transaction.execute(set, params!["next", next as i64]).map_err(of)?;
+    // Where the events with this id begin.
+    transaction.execute(set, params!["begin", next as i64]).map_err(of)?;
     if let Some(loss) = loss {
         loss.note(&transaction).map_err(of)?;
     }

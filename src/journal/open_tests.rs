@@ -226,6 +226,7 @@ fn a_journal_that_was_removed_emptied_or_exchanged_is_missed() {
         assert_eq!((loss.moved_to, loss.detail.contains(what)), (None, true), "{}", loss.detail);
         assert_ne!(writer.id(), id, "{what}");
         assert_eq!(writer.stats().next, next, "{what}");
+        assert_eq!(Reader::open(&path).unwrap().begin().unwrap(), next, "{what}");
     };
     check("older copy", &|| fs::write(&path, &older).unwrap(), (6, 9), 6);
     check("removed", &|| fs::remove_file(&path).unwrap(), (1, 9), 1);

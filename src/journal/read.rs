@@ -4,6 +4,8 @@
 //! reused. What retention removed before the reader came is reported, never skipped silently.
 
 use std::{
+    fs,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
@@ -82,6 +84,8 @@ pub struct Reader {
     /// Whether the layout has them.
     pub(super) checksums: bool,
     pub(super) path: PathBuf,
+    /// Which file it is, looked at before it was opened.
+    place: Option<(u64, u64)>,
     listener: Listener,
 }
 
@@ -94,6 +98,7 @@ impl Reader {
         if !path.exists() {
             return Err(JournalError::Missing { path: path.to_owned() });
         }
+        let place = place(path);
         let of = |it: rusqlite::Error| JournalError::of(path, &it);
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(path, flags).map_err(of)?;
@@ -108,7 +113,7 @@ impl Reader {
         let checksums = 2 <= layout(&connection).map_err(of)?;
         // Listening starts before the first look, so nothing can happen unheard between the two.
         let listener = Listener::new(path);
-        Ok(Reader { connection, checksums, path: path.to_owned(), listener })
+        Ok(Reader { connection, checksums, path: path.to_owned(), place, listener })
     }
 
     /// The journal's id, the first part of the ids of the events appended now.
@@ -121,6 +126,27 @@ impl Reader {
             path: self.path.clone(),
             detail: "it has no id".to_owned(),
         })
+    }
+
+    /// The sequence number of the first event that has the journal's id. A copy took a new id when it
+    /// was first written to; what lies before that has the ids of the journal that it was.
+    ///
+    /// # Errors
+    /// A [`JournalError`] if it cannot be read.
+    pub fn begin(&self) -> Result<u64, JournalError> {
+        let begin = meta::<i64>(&self.connection, "begin");
+        Ok(begin.map_err(|it| JournalError::of(&self.path, &it))?.unwrap_or(1) as u64)
+    }
+
+    /// Where it was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether another journal lies where this one was opened. This one can still be read.
+    pub fn is_replaced(&self) -> bool {
+        // While a new one is made there may be none for a moment.
+        place(&self.path).is_some_and(|it| Some(it) != self.place)
     }
 
     /// The last event's sequence number, 0 before the first; also the cursor that skips all.
@@ -283,6 +309,10 @@ pub(super) fn damage(row: &Row<'_>, seq: u64) -> rusqlite::Result<Option<&'stati
         _ => false,
     };
     Ok((!is_good || !is_text(json)).then_some("not what was appended, its checksum differs"))
+}
+
+fn place(path: &Path) -> Option<(u64, u64)> {
+    fs::metadata(path).ok().map(|it| (it.dev(), it.ino()))
 }
 
 /// The row as a record, if the filter lets it through; the JSON is copied only then.
