@@ -154,8 +154,7 @@ pub fn print(args: &Args, reader: &mut Reader, mut output: impl Write) -> anyhow
             it => it.unwrap_or(Page { cursor, ..Page::default() }),
         };
         if let Some(it) = page.gap {
-            let id = reader.id().context("making a gap event")?;
-            let json = it.event(&id, "journal");
+            let json = reader.gap_event(&it).context("making a gap event")?;
             line(&mut output, args.format, &json, clock)?;
         }
         for record in &page.records {

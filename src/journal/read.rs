@@ -10,7 +10,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use rusqlite::{Connection, OpenFlags, Row, params, types::ValueRef};
+use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Row, params, types::ValueRef};
 
 use crate::{
     event::{Event, GapReason, Kind, sequence},
@@ -63,18 +63,26 @@ impl Gap {
         format!("{journal}-{}-gap", sequence(self.last))
     }
 
-    /// The complete event that tells of it. `instance` names whose journal it is.
-    pub fn event(&self, journal: &str, instance: &str) -> String {
-        let event = Event::gap(instance, (self.first, self.last), self.reason, None);
+    /// The complete event that tells of it. `source` is the daemon's, as in its own events.
+    pub fn event(&self, journal: &str, source: &str) -> String {
+        let mut event = Event::gap("", (self.first, self.last), self.reason, None);
+        source.clone_into(&mut event.source);
         event.envelope_with(&self.id(journal), self.last)
     }
 }
 
 impl Page {
-    /// Whether all before `seq` in this page was damaged too.
-    fn extends_damage(&self, seq: u64) -> bool {
-        let damaged = |it: Gap| it.reason == GapReason::Damaged && it.last + 1 == seq;
-        self.records.is_empty() && self.gap.is_some_and(damaged)
+    /// Everything after the cursor up to `last` is missing. Gives false if that must begin the next
+    /// page, because gaps come before the records of a page and have one reason.
+    fn lacks(&mut self, last: u64, reason: GapReason) -> bool {
+        let first = match self.gap {
+            None if self.records.is_empty() => self.cursor + 1,
+            Some(it) if it.reason == reason && it.last == self.cursor => it.first,
+            _ => return false,
+        };
+        self.gap = Some(Gap { first, last, reason });
+        self.cursor = last;
+        true
     }
 }
 
@@ -138,6 +146,26 @@ impl Reader {
         Ok(begin.map_err(|it| JournalError::of(&self.path, &it))?.unwrap_or(1) as u64)
     }
 
+    /// The complete event that tells of a gap in this journal.
+    ///
+    /// # Errors
+    /// A [`JournalError`] if it cannot be read.
+    pub fn gap_event(&self, gap: &Gap) -> Result<String, JournalError> {
+        Ok(gap.event(&self.id()?, &self.source()?))
+    }
+
+    /// The daemon's source, as the newest event has it.
+    fn source(&self) -> Result<String, JournalError> {
+        let sql = "SELECT json FROM event ORDER BY seq DESC LIMIT 1";
+        // It may be the one that is damaged.
+        let bytes = |row: &Row<'_>| Ok(row.get_ref(0)?.as_bytes().unwrap_or_default().to_vec());
+        let json = self.connection.query_row(sql, [], bytes).optional();
+        let json = json.map_err(|it| JournalError::of(&self.path, &it))?.unwrap_or_default();
+        let event: serde_json::Value = serde_json::from_slice(&json).unwrap_or_default();
+        let source = event["source"].as_str().unwrap_or("/ghostwatch/unknown");
+        Ok(source.split("/streams/").next().unwrap_or_default().to_owned())
+    }
+
     /// Where it was opened.
     pub fn path(&self) -> &Path {
         &self.path
@@ -194,8 +222,9 @@ impl Reader {
     pub fn last_epoch(&self, stream: &str) -> Result<Option<u64>, JournalError> {
         let sql = "SELECT epoch FROM epoch WHERE stream = ?1";
         let row = self.connection.query_row(sql, [stream], |row| row.get::<_, i64>(0));
-        let epoch = rusqlite::OptionalExtension::optional(row);
-        epoch.map(|it| it.map(|it| it as u64)).map_err(|it| JournalError::of(&self.path, &it))
+        row.optional()
+            .map(|it| it.map(|it| it as u64))
+            .map_err(|it| JournalError::of(&self.path, &it))
     }
 
     /// The cursor from which the last `count` events that the filter lets through follow.
@@ -210,8 +239,7 @@ impl Reader {
         let (mut before, mut found) = (next, 0);
         while oldest < before {
             let start = oldest.max(before.saturating_sub(256));
-            let page = self.page(start - 1, filter, (before - start) as u32)?;
-            for it in page.records.iter().rev() {
+            for it in self.between(start - 1, before, filter)?.iter().rev() {
                 found += 1;
                 if found == count {
                     return Ok(it.seq - 1);
@@ -220,6 +248,25 @@ impl Reader {
             before = start;
         }
         Ok(oldest - 1)
+    }
+
+    /// The events after `after` and before `before` that the filter lets through.
+    fn between(
+        &mut self,
+        after: u64,
+        before: u64,
+        filter: &Filter,
+    ) -> Result<Vec<Record>, JournalError> {
+        let (mut records, mut cursor) = (Vec::new(), after);
+        while cursor + 1 < before {
+            let page = self.page(cursor, filter, (before - 1 - cursor) as u32)?;
+            if page.cursor == cursor {
+                break;
+            }
+            cursor = page.cursor;
+            records.extend(page.records.into_iter().filter(|it| it.seq < before));
+        }
+        Ok(records)
     }
 
     /// Waits until something may have been appended, at most `timeout`.
@@ -243,33 +290,26 @@ impl Reader {
                 "SELECT seq, kind, stream, json, {crc}, appended_us FROM event WHERE ?1 < seq ORDER BY seq LIMIT ?2",
             ))?;
             let mut rows = statement.query(params![after as i64, limit])?;
-            let mut first = None;
-            while let Some(row) = rows.next()? {
+            let mut left = limit;
+            let more = loop {
+                let Some(row) = rows.next()? else { break left == 0 };
+                left -= 1;
                 let seq = row.get::<_, i64>(0)? as u64;
-                first.get_or_insert(seq);
-                let damaged = damage(row, seq)?.is_some();
-                if damaged && (seq == after + 1 || page.extends_damage(seq)) {
-                    let first = page.gap.map_or(seq, |it| it.first);
-                    page.gap = Some(Gap { first, last: seq, reason: GapReason::Damaged });
-                } else if damaged {
-                    // It begins the next page, so that gaps come before the records of a page.
-                    break;
-                } else {
-                    page.records.extend(wanted(row, seq, filter)?);
+                let hole = page.cursor + 1 < seq;
+                if hole && !page.lacks(seq - 1, why_missing(&transaction, page.cursor)?) {
+                    break true;
                 }
-                page.cursor = seq;
-            }
-            drop(rows);
-            let there = match first {
-                Some(it) => it,
-                None if limit == 0 => after + 1,
-                // Retention may have removed everything, the event just after the cursor too.
-                None => bounds(&transaction)?.1,
+                if damage(row, seq)?.is_none() {
+                    page.records.extend(wanted(row, seq, filter)?);
+                    page.cursor = seq;
+                } else if !page.lacks(seq, GapReason::Damaged) {
+                    break true;
+                }
             };
-            if after + 1 < there {
-                let reason = GapReason::Expired;
-                page.gap = Some(Gap { first: after + 1, last: there - 1, reason });
-                page.cursor = page.cursor.max(there - 1);
+            // The newest may be missing, or all of them.
+            let next = if more { 0 } else { bounds(&transaction)?.1 };
+            if page.cursor + 1 < next {
+                page.lacks(next - 1, why_missing(&transaction, page.cursor)?);
             }
         }
         transaction.finish()?;
@@ -281,6 +321,13 @@ impl std::fmt::Debug for Reader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Reader({})", self.path.display())
     }
+}
+
+/// Why events after the cursor are missing: retention takes the oldest only, so where older ones are
+/// there, something else took them.
+fn why_missing(connection: &Connection, cursor: u64) -> rusqlite::Result<GapReason> {
+    let oldest = bounds(connection)?.0;
+    Ok(if oldest <= cursor { GapReason::Damaged } else { GapReason::Expired })
 }
 
 /// In which way a row (sequence, kind, stream, JSON, checksum, …) is not what was appended, if it is
@@ -326,7 +373,8 @@ fn wanted(row: &Row<'_>, seq: u64, filter: &Filter) -> rusqlite::Result<Option<R
     };
     let stream = text(2)?;
     let json = text(3)?.unwrap_or_default();
-    let appended = row.get::<_, i64>(5)?.unsigned_abs();
+    // Only retention goes by it, and an event is not less true without.
+    let appended = row.get_ref(5)?.as_i64().unwrap_or_default().unsigned_abs();
     let record = || Record {
         seq,
         kind,

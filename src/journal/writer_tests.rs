@@ -251,6 +251,39 @@ fn an_event_with_a_flipped_bit_is_a_gap_and_its_neighbours_are_not() {
 }
 
 #[test]
+fn a_hole_is_a_gap_with_its_range_and_the_journal_is_kept() {
+    let (_folder, path) = folder();
+    let mut writer = open(&path);
+    append(&mut writer, 10);
+    drop(writer);
+    // Rows that are gone, one that is damaged beside them, and new ones that were lost at the end.
+    let spoil = "DELETE FROM event WHERE seq IN (4, 5);
+                 UPDATE event SET kind = 'x', json = replace(json, 'xxxx', 'xxxy') WHERE seq = 6;
+                 DELETE FROM event WHERE seq = 9;
+                 INSERT OR REPLACE INTO meta VALUES ('next', 13)";
+    Connection::open(&path).unwrap().execute_batch(spoil).unwrap();
+    let damaged = |first, last| Some(Gap { first, last, reason: GapReason::Damaged });
+    let look = |after, filter: &Filter| {
+        let it = Reader::open(&path).unwrap().page(after, filter, 1000).unwrap();
+        (it.gap, it.records.iter().map(|it| it.seq).collect::<Vec<_>>(), it.cursor)
+    };
+    let all = Filter::default();
+    assert_eq!(look(0, &all), (None, vec![1, 2, 3], 3));
+    assert_eq!(look(3, &all), (damaged(4, 6), vec![7, 8], 8));
+    assert_eq!(look(8, &all), (damaged(9, 9), vec![10], 10));
+    assert_eq!(look(10, &all), (damaged(11, 12), vec![], 12));
+    let json = Reader::open(&path).unwrap().gap_event(&damaged(4, 6).unwrap()).unwrap();
+    assert!(json.contains("\"source\":\"/ghostwatch/t\""), "as the daemon's own events: {json}");
+    let other = Filter { streams: vec!["yard".into()], ..Filter::default() };
+    assert_eq!(look(0, &other), (damaged(4, 6), vec![], 8), "what is filtered out is no gap");
+    assert_eq!(Reader::open(&path).unwrap().back(5, &all).unwrap(), 1, "2, 3, 7, 8 and 10");
+    let mut writer = open(&path);
+    assert_eq!(writer.take_loss(), None, "it is kept");
+    assert_eq!(append(&mut writer, 1).first, 13);
+    assert_eq!(look(10, &all), (damaged(11, 12), vec![13], 13));
+}
+
+#[test]
 fn a_journal_of_layout_1_is_upgraded_and_keeps_its_events_and_epochs() {
     let (_folder, path) = folder();
     let mut writer = open(&path);

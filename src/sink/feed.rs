@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    event::source,
     journal::{
         filter::Filter,
         read::{Gap, Page, Reader},
@@ -48,7 +49,7 @@ pub fn run(
     parts: &mpsc::Sender<Part>,
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
-    let journal = reader.id()?;
+    let (journal, source) = (reader.id()?, source(instance, None));
     let mut said = None;
     loop {
         // Asked before the look, so that the last look is after the stop.
@@ -78,7 +79,7 @@ pub fn run(
         }
         cursor = page.cursor;
         let lost = page.gap.map_or(0, |it| it.last + 1 - it.first);
-        let gap = page.gap.and_then(|it| select.gap(&it, &journal, instance));
+        let gap = page.gap.and_then(|it| select.gap(&it, &journal, &source));
         let events = page.records.into_iter().filter_map(|it| select.message(it));
         let messages = gap.into_iter().chain(events).collect();
         if parts.blocking_send(Part { messages, cursor, lost }).is_err() {

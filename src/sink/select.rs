@@ -36,13 +36,13 @@ impl Select {
     }
 
     /// What tells this sink of events that it will never get; `None` if it does not want to know.
-    pub fn gap(&self, gap: &Gap, journal: &str, instance: &str) -> Option<Message> {
+    pub fn gap(&self, gap: &Gap, journal: &str, source: &str) -> Option<Message> {
         self.wants(Topic::Gap).then(|| Message {
             seq: gap.last,
             id: gap.id(journal),
             topic: Topic::Gap,
             stream: None,
-            json: gap.event(journal, instance),
+            json: gap.event(journal, source),
             appended: std::time::SystemTime::now(),
         })
     }

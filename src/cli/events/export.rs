@@ -121,8 +121,8 @@ fn export(args: &Args, reader: &mut Reader, mut output: impl Write) -> anyhow::R
         // What has expired may reach beyond the range.
         if let Some(it) = page.gap.filter(|it| it.first <= last) {
             let gap = Gap { last: it.last.min(last), ..it };
-            let id = reader.id().context("making a gap event")?;
-            writeln!(output, "{}", gap.event(&id, "journal"))?;
+            let json = reader.gap_event(&gap).context("making a gap event")?;
+            writeln!(output, "{json}")?;
         }
         for it in page.records.iter().filter(|it| it.seq <= last) {
             let early = args.since.is_some_and(|since| it.appended < since);
