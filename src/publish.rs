@@ -296,3 +296,6 @@ impl Publisher {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
