@@ -86,7 +86,7 @@ pub struct Writer {
     epochs: HashMap<String, u64>,
     /// Of the sinks that are configured.
     cursors: Vec<Tracked>,
-    /// Pages written to the log since it was last copied completely; an estimate from above.
+    /// Pages written to the log since copying it was last tried; an estimate from above.
     log_pages: u64,
     /// When age and free space were last looked at.
     looked: Option<Instant>,
@@ -376,25 +376,20 @@ impl Writer {
         if self.log_pages < CHECKPOINT_PAGES {
             return;
         }
-        let done = checkpoint(&self.connection, "PASSIVE").and_then(|(log, copied)| {
+        // Whatever comes of it, it is tried again after as many pages more. The events are safe in
+        // the log, and a reader that stays would make every append wait.
+        self.log_pages = 0;
+        let done = checkpoint(&self.connection, "PASSIVE").and_then(|log| {
             // Every reader holds a page of results at most, so the wait is short; meanwhile new
             // ones read from the database alone and the log can start over.
-            if RESTART_PAGES <= log {
-                return checkpoint(&self.connection, "RESTART");
-            }
-            Ok((log, copied))
+            if RESTART_PAGES <= log { checkpoint(&self.connection, "RESTART") } else { Ok(log) }
         });
-        match done {
-            Ok((log, copied)) => self.log_pages = if copied < log { log } else { 0 },
-            Err(error) => {
-                let error = self.error(&error);
-                // Try again after as many pages more; the events are safe in the log.
-                self.log_pages = 0;
-                if error.is_temporary() {
-                    tracing::warn!(%error, "the journal's log could not be copied");
-                } else {
-                    self.failed = Some(format!("checkpoint: {error}"));
-                }
+        if let Err(error) = done {
+            let error = self.error(&error);
+            if error.is_temporary() {
+                tracing::warn!(%error, "the journal's log could not be copied");
+            } else {
+                self.failed = Some(format!("checkpoint: {error}"));
             }
         }
     }
@@ -458,11 +453,10 @@ fn expire(transaction: &Transaction<'_>, end: u64, next: u64) -> rusqlite::Resul
     Ok(())
 }
 
-/// Pages in the log, and how many of them are now in the database too.
-fn checkpoint(connection: &Connection, how: &str) -> rusqlite::Result<(u64, u64)> {
-    connection.query_row(&format!("PRAGMA wal_checkpoint({how})"), [], |row| {
-        Ok((row.get::<_, i64>(1)?.max(0) as u64, row.get::<_, i64>(2)?.max(0) as u64))
-    })
+/// Copies the log into the database, as far as readers allow. Gives the pages in the log.
+fn checkpoint(connection: &Connection, how: &str) -> rusqlite::Result<u64> {
+    let sql = format!("PRAGMA wal_checkpoint({how})");
+    connection.query_row(&sql, [], |row| Ok(row.get::<_, i64>(1)?.max(0) as u64))
 }
 
 fn used_bytes(connection: &Connection) -> rusqlite::Result<u64> {

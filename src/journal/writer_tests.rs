@@ -411,6 +411,26 @@ fn the_log_stays_bounded_under_readers_that_never_pause() {
 }
 
 #[test]
+fn a_reader_that_stays_makes_one_append_in_many_wait_and_the_log_starts_over_after_it() {
+    let (_folder, path) = folder();
+    let mut writer = open(&path);
+    append(&mut writer, 1);
+    let other = Connection::open(&path).unwrap();
+    other.execute_batch("BEGIN; SELECT count(*) FROM event").unwrap();
+    let log = |it: &Writer| checkpoint(&it.connection, "PASSIVE").unwrap();
+    while log(&writer) < RESTART_PAGES + CHECKPOINT_PAGES {
+        append(&mut writer, 256);
+        let pages = writer.log_pages;
+        assert!(pages < CHECKPOINT_PAGES, "the next append waits too: {pages} pages");
+    }
+    other.execute_batch("COMMIT").unwrap();
+    while RESTART_PAGES <= log(&writer) {
+        assert!(log(&writer) < RESTART_PAGES + 4 * CHECKPOINT_PAGES, "it never starts over");
+        append(&mut writer, 256);
+    }
+}
+
+#[test]
 fn back_finds_the_last_events_that_the_filter_lets_through() {
     let (_folder, path) = folder();
     let mut writer = open(&path);
