@@ -39,7 +39,7 @@ use crate::{
         progress::Progress,
         settings::{Select, Target},
     },
-    source::{self, Spec, gst::GstOpener},
+    source::{self, Spec, gate::Gate, gst::GstOpener},
     systemd,
 };
 
@@ -99,6 +99,8 @@ struct Daemon {
     removed: Vec<Arc<Stream>>,
     /// Streams that start once their namesakes in `removed` have settled.
     waiting: BTreeMap<String, StreamPlan>,
+    /// Who may connect now, over all streams.
+    gate: Arc<Gate>,
     sinks: Sinks,
     /// Comes back once its stage has ended.
     journal: mpsc::Receiver<Writer>,
@@ -141,6 +143,7 @@ pub fn run(plan: Plan, options: Options) -> anyhow::Result<()> {
         streams,
         removed,
         waiting,
+        gate: Arc::default(),
         sinks,
         journal: journal_rx,
         notify,
@@ -257,7 +260,8 @@ impl Daemon {
         let spec = spec(&plan, &self.plan)?;
         let stream = Arc::new(Stream::new(id));
         let first_epoch = next_epoch(&self.plan.journal.path, id)?;
-        let settings = source::Settings::new(&spec, first_epoch);
+        let gate = self.gate.clone();
+        let settings = source::Settings { gate, ..source::Settings::new(&spec, first_epoch) };
         let opener = GstOpener::new(spec, stream.clone())?;
         let added = self.pipeline.add_source(
             Box::new(opener),

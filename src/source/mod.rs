@@ -1,13 +1,17 @@
 //! Where frames are born: opens a stream, reads it, numbers its pictures, and tries again.
 //!
 //! A source is the only stage that looks at the stop token. What GStreamer does is in [`gst`]; the
-//! rules are in [`clock`] and [`supervise`]; this file only puts them together.
+//! rules are in [`supervise`] (what next), [`watch`] (what is silence), [`gate`] (who may connect)
+//! and [`clock`] (numbers and times); this file only puts them together.
 
 pub mod clock;
 pub mod fingerprint;
+pub mod gate;
 pub mod gst;
+pub mod reach;
 pub mod supervise;
 pub mod url;
+pub mod watch;
 
 use std::{
     mem,
@@ -30,7 +34,8 @@ use crate::{
     source::{
         clock::{Clock, Sampler, Seen},
         fingerprint::Fingerprint,
-        supervise::{Backoff, GOOD_AFTER},
+        gate::{Denied, Gate, Peer, Permit},
+        supervise::{Broke, Supervisor, Tell, Then},
         url::{SourceUrl, Transport, UrlError},
     },
     stage::{Reason, StageName},
@@ -110,6 +115,11 @@ pub trait Source: Send {
     /// # Errors
     /// Whatever broke the connection; the caller opens a new one.
     fn next(&mut self) -> Result<Next, SourceError>;
+
+    /// Whether data has come: others may connect now.
+    fn is_connected(&self) -> bool {
+        true
+    }
 }
 
 /// What [`Source::next`] gives.
@@ -162,6 +172,20 @@ pub trait Opener: Send {
 
     /// Whether the end of the stream is a failure, after which it is opened again.
     fn is_live(&self) -> bool;
+
+    /// Whom it connects to; `None` iff it needs no network.
+    fn peer(&self, _gate: &Gate) -> Option<Peer> {
+        None
+    }
+
+    /// Finds out whether the host answers at all, before a place among those that connect is
+    /// taken: hosts that are gone must not hold up the others.
+    ///
+    /// # Errors
+    /// Why it does not answer.
+    fn reach(&mut self, _stop: &CancellationToken) -> Result<(), SourceError> {
+        Ok(())
+    }
 }
 
 /// What the loop hands on to. Implemented by the frame edge.
@@ -187,7 +211,7 @@ pub trait Output {
 pub struct Closed;
 
 /// What the loop needs of the [`Spec`].
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Settings {
     /// At most so many pictures per second go on; `None` for all.
     pub max_fps: Option<f64>,
@@ -197,16 +221,19 @@ pub struct Settings {
     pub start_time: Option<SystemTime>,
     /// The epoch of the first pictures.
     pub first_epoch: u64,
+    /// Who may connect: the streams that share it wait for one another.
+    pub gate: Arc<Gate>,
 }
 
 impl Settings {
-    /// The settings in `spec`.
+    /// The settings in `spec`, for a stream that shares its gate with no other.
     pub fn new(spec: &Spec, first_epoch: u64) -> Settings {
         Settings {
             max_fps: spec.max_fps,
             looped: spec.looped,
             start_time: spec.start_time,
             first_epoch,
+            gate: Arc::default(),
         }
     }
 }
@@ -237,15 +264,15 @@ pub fn run(
     let mut reader = Reader {
         clock: Clock::new(settings.first_epoch, settings.start_time),
         sampler: settings.max_fps.and_then(Sampler::new),
+        gate: settings.gate,
+        supervisor: Supervisor::new(settings.looped),
         stream,
         output,
         stop,
         skipped: Skipped::default(),
         told: None,
-        attempt: 0,
-        backoff: Backoff::default(),
     };
-    reader.run(opener, settings.looped).unwrap_or(End::Closed)
+    reader.run(opener).unwrap_or(End::Closed)
 }
 
 /// The loop's state.
@@ -253,6 +280,8 @@ struct Reader<'a> {
     stream: Arc<Stream>,
     output: &'a mut dyn Output,
     stop: &'a CancellationToken,
+    gate: Arc<Gate>,
+    supervisor: Supervisor,
     clock: Clock,
     /// `None` iff every picture goes on.
     sampler: Option<Sampler>,
@@ -260,96 +289,88 @@ struct Reader<'a> {
     skipped: Skipped,
     /// The state that went out last, and its reason.
     told: Option<(State, Option<Code>)>,
-    /// Tries since the stream was last up.
-    attempt: u32,
-    backoff: Backoff,
-}
-
-/// How one connection ended.
-enum Broke {
-    Stopped,
-    Eos { pictures: bool },
-    Failed(SourceError),
 }
 
 impl Reader<'_> {
-    fn run(&mut self, opener: &mut dyn Opener, looped: bool) -> Result<End, Closed> {
-        let mut again = false;
+    fn run(&mut self, opener: &mut dyn Opener) -> Result<End, Closed> {
         loop {
-            self.attempt = self.attempt.saturating_add(1);
-            // Later tries of one outage are told by nothing but the state they end in.
-            if self.attempt == 1 && !again {
-                self.tell(State::Connecting, None, None)?;
+            if let Some(tell) = self.supervisor.opening() {
+                self.tell(tell)?;
             }
-            let error = match self.connection(opener)? {
-                Broke::Stopped => {
-                    self.tell(State::Removed, None, None)?;
-                    return Ok(End::Stopped);
-                }
-                // Without a picture, starting over would spin.
-                Broke::Eos { pictures: true } if looped && !opener.is_live() => {
-                    self.tell(State::Up, None, None)?;
-                    self.attempt = 0;
-                    again = true;
-                    continue;
-                }
-                Broke::Eos { .. } if !opener.is_live() => {
-                    self.tell(State::Ended, None, None)?;
-                    return Ok(End::Ended);
-                }
-                Broke::Eos { .. } => {
-                    SourceError { code: Code::Eos, detail: "the live stream ended".to_owned() }
-                }
-                Broke::Failed(error) => error,
-            };
-            if !opener.is_live() {
-                self.tell(State::Down, Some(error), None)?;
-                return Ok(End::Failed);
+            let good = self.stream.connects.load(Relaxed);
+            let broke = self.connection(opener)?;
+            let tried = !matches!(broke, Broke::Stopped | Broke::Refused(_));
+            if tried && self.stream.connects.load(Relaxed) == good {
+                self.stream.connects_failed.fetch_add(1, Relaxed);
             }
-            let was_up = matches!(self.told, Some((State::Up, _)));
-            let state = if error.code == Code::Stall { State::Stalled } else { State::Down };
-            let pause = self.backoff.next(error.code, jitter::random());
-            self.tell(state, Some(error), Some(pause))?;
-            if was_up {
-                self.attempt = 0;
+            let (tell, then) = self.supervisor.broke(broke, opener.is_live(), jitter::random());
+            self.tell(tell)?;
+            match then {
+                Then::Open => {}
+                Then::Wait(pause) => wait(self.stop, pause),
+                Then::Over(end) => return Ok(end),
             }
-            wait(self.stop, pause);
         }
     }
 
-    /// One try: opens the stream and reads until that breaks.
+    /// One try: waits until it may connect, opens the stream and reads until that breaks.
     fn connection(&mut self, opener: &mut dyn Opener) -> Result<Broke, Closed> {
-        let good = self.stream.connects.load(Relaxed);
-        let broke = self.read(opener)?;
-        if !matches!(broke, Broke::Stopped) && self.stream.connects.load(Relaxed) == good {
-            self.stream.connects_failed.fetch_add(1, Relaxed);
-        }
-        Ok(broke)
-    }
-
-    fn read(&mut self, opener: &mut dyn Opener) -> Result<Broke, Closed> {
         if self.stop.is_cancelled() {
             return Ok(Broke::Stopped);
         }
+        let Some(peer) = opener.peer(&self.gate) else { return self.read(opener, None) };
+        if let Err(denied) = self.gate.turn(&peer, self.stop) {
+            return Ok(denied.into());
+        }
+        if let Err(error) = opener.reach(self.stop) {
+            return Ok(if self.stop.is_cancelled() {
+                Broke::Stopped
+            } else {
+                Broke::Failed(error)
+            });
+        }
+        let permit = match self.gate.permit(&peer, self.stop) {
+            Ok(permit) => permit,
+            Err(denied) => return Ok(denied.into()),
+        };
+        self.read(opener, Some((permit, peer)))
+    }
+
+    fn read(
+        &mut self,
+        opener: &mut dyn Opener,
+        permit: Option<(Permit, Peer)>,
+    ) -> Result<Broke, Closed> {
+        let (mut permit, peer) = permit.unzip();
+        let gate = self.gate.clone();
+        // Before the permit goes, or the next with the same password would be let in.
+        let failed = |error: SourceError| {
+            if let (Code::Auth, Some(peer)) = (error.code, &peer) {
+                gate.refused(peer);
+            }
+            Ok(Broke::Failed(error))
+        };
         let mut source = match opener.open() {
             Ok(source) => source,
-            Err(error) => return Ok(Broke::Failed(error)),
+            Err(error) => return failed(error),
         };
-        let mut first = None;
+        let mut first = true;
         while !self.stop.is_cancelled() {
-            let decoded = match source.next() {
+            let next = source.next();
+            if permit.is_some() && source.is_connected() {
+                permit = None;
+            }
+            let decoded = match next {
                 Ok(Next::Picture(decoded)) => decoded,
                 Ok(Next::Idle) => continue,
-                Ok(Next::Eos) => return Ok(Broke::Eos { pictures: first.is_some() }),
-                Err(error) => return Ok(Broke::Failed(error)),
+                Ok(Next::Eos) => return Ok(Broke::Eos),
+                Err(error) => return failed(error),
             };
-            if first.is_none() {
+            if mem::take(&mut first) {
                 self.stream.connects.fetch_add(1, Relaxed);
-                self.tell(State::Up, None, None)?;
             }
-            let first = *first.get_or_insert(decoded.decoded);
-            if GOOD_AFTER <= decoded.decoded.saturating_duration_since(first) {
-                self.backoff.reset();
+            if let Some(tell) = self.supervisor.picture(decoded.decoded) {
+                self.tell(tell)?;
             }
             self.picture(decoded)?;
         }
@@ -369,7 +390,7 @@ impl Reader<'_> {
         self.stream.set_size(size);
         let seen = Seen { pts, arrived, arrived_wall, captured };
         if self.clock.breaks(&seen) {
-            self.tell(State::Up, None, None)?;
+            self.tell(self.supervisor.up())?;
         }
         let stamp = self.clock.stamp(&seen);
         let reason = if decoded.corrupt {
@@ -400,12 +421,8 @@ impl Reader<'_> {
     }
 
     /// Ends the running epoch and tells the state, unless that would be no news.
-    fn tell(
-        &mut self,
-        state: State,
-        error: Option<SourceError>,
-        retry_in: Option<Duration>,
-    ) -> Result<(), Closed> {
+    fn tell(&mut self, tell: Tell) -> Result<(), Closed> {
+        let Tell { state, error, retry_in, attempt } = tell;
         let ended = self.clock.end_epoch().map(|(epoch, frames)| {
             let skipped = mem::take(&mut self.skipped);
             EpochEnd { epoch, frames, skipped }
@@ -414,7 +431,7 @@ impl Reader<'_> {
             sampler.reset();
         }
         let code = error.as_ref().map(|it| it.code);
-        let news = self.told != Some((state, code));
+        let news = self.told.is_none_or(|it| (it.0, it.1) != (state, code));
         if let Some(error) = &error {
             let (stream, code) = (&self.stream.id, error.code.name());
             if news {
@@ -433,7 +450,7 @@ impl Reader<'_> {
             state,
             code,
             detail: error.map(|it| it.detail),
-            attempt: self.attempt,
+            attempt,
             retry_in,
             at: SystemTime::now(),
             ended,
@@ -442,18 +459,33 @@ impl Reader<'_> {
     }
 }
 
+impl From<Denied> for Broke {
+    fn from(denied: Denied) -> Broke {
+        match denied {
+            Denied::Stopped => Broke::Stopped,
+            Denied::Refused(left) => Broke::Refused(left),
+        }
+    }
+}
+
 /// Sleeps for `duration`, or until the token fires. Needs no runtime.
 pub fn wait(stop: &CancellationToken, duration: Duration) {
     let deadline = Instant::now() + duration;
-    let waker = Waker::from(Arc::new(Unpark(thread::current())));
-    let mut context = Context::from_waker(&waker);
-    let mut cancelled = pin!(stop.cancelled());
-    while cancelled.as_mut().poll(&mut context).is_pending() {
+    while !stop.is_cancelled() {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return;
         }
-        thread::park_timeout(left);
+        pause(stop, left);
+    }
+}
+
+/// Sleeps for `duration`, or until the token fires, or the thread is unparked.
+fn pause(stop: &CancellationToken, duration: Duration) {
+    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    let mut cancelled = pin!(stop.cancelled());
+    if cancelled.as_mut().poll(&mut Context::from_waker(&waker)).is_pending() {
+        thread::park_timeout(duration);
     }
 }
 

@@ -1,11 +1,21 @@
-//! When to try a stream again. Pure: the caller brings the random number.
+//! What a stream does next: a state machine that has no clock, network or dice of its own.
+//!
+//! The reader asks before it opens a stream, tells of the first picture and of how a connection
+//! broke, and does what it is told: open again, wait, or end. When a connection counts as broken
+//! though it says nothing is decided in [`super::watch`]; who may connect now, in [`super::gate`].
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::frame::Code;
+use crate::{
+    frame::{Code, State},
+    source::{End, SourceError},
+};
 
 /// Pictures must have come for this long before a failure counts as a new one.
 pub const GOOD_AFTER: Duration = Duration::from_secs(30);
+
+/// A refused password is not tried again before this.
+pub const AUTH_PAUSE: Duration = Duration::from_secs(300);
 
 /// How long to wait before the next try. Waits double while a stream keeps failing.
 #[derive(Debug, Default)]
@@ -28,7 +38,7 @@ impl Backoff {
         let doubled =
             |first: f64, last: f64| (first * 2_f64.powi(self.failures.min(16) as i32)).min(last);
         let seconds = match code {
-            Code::Auth => 300.0 + 30.0 * random,
+            Code::Auth => AUTH_PAUSE.as_secs_f64() * (1.0 + random / 10.0),
             Code::Codec | Code::NotFound => doubled(5.0, 60.0) * random,
             _ => doubled(0.5, 4.0) * random,
         };
@@ -37,31 +47,136 @@ impl Backoff {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// How one connection ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Broke {
+    /// The stop token fired.
+    Stopped,
+    /// The stream said that it is over.
+    Eos,
+    /// Something went wrong.
+    Failed(SourceError),
+    /// It was not tried: another stream of the host was refused with the same password, and the
+    /// next try is due after this.
+    Refused(Duration),
+}
 
-    fn waits(code: Code) -> [f64; 6] {
-        let mut backoff = Backoff::default();
-        std::array::from_fn(|_| backoff.next(code, 1.0).as_secs_f64())
+/// What to say of a stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tell {
+    /// The state that it is in now.
+    pub state: State,
+    /// Why, if it has failed.
+    pub error: Option<SourceError>,
+    /// When the next try is due.
+    pub retry_in: Option<Duration>,
+    /// Which try this is about, from 1.
+    pub attempt: u32,
+}
+
+/// What to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Then {
+    /// Open the stream.
+    Open,
+    /// Open it after this.
+    Wait(Duration),
+    /// Nothing: it has ended.
+    Over(End),
+}
+
+/// One stream's state machine.
+#[derive(Debug)]
+pub struct Supervisor {
+    looped: bool,
+    /// Tries since the stream was last up.
+    attempt: u32,
+    backoff: Backoff,
+    /// When the first picture of this connection came.
+    first_picture: Option<Instant>,
+    /// The next connection goes on with what was up, as a file does that starts over.
+    again: bool,
+}
+
+impl Supervisor {
+    /// A stream that has not been opened yet. `looped`: a file starts over at its end.
+    pub fn new(looped: bool) -> Supervisor {
+        let backoff = Backoff::default();
+        Supervisor { looped, attempt: 0, backoff, first_picture: None, again: false }
     }
 
-    #[test]
-    fn waits_double_up_to_their_limit_and_start_over_after_a_good_time() {
-        assert_eq!(waits(Code::Refused), [0.5, 1.0, 2.0, 4.0, 4.0, 4.0]);
-        assert_eq!(waits(Code::Codec), [5.0, 10.0, 20.0, 40.0, 60.0, 60.0]);
-        assert_eq!(waits(Code::Auth), [330.0; 6]);
-        let mut backoff = Backoff::default();
-        backoff.next(Code::Stall, 0.5);
-        backoff.reset();
-        assert_eq!(backoff.next(Code::Stall, 0.5), Duration::from_millis(250));
-        for _ in 0..1_000 {
-            assert!(backoff.next(Code::Stall, 0.999) < Duration::from_secs(4));
+    /// The stream is about to be opened.
+    ///
+    /// Later tries of one outage are told by nothing but the state they end in.
+    pub fn opening(&mut self) -> Option<Tell> {
+        self.attempt = self.attempt.saturating_add(1);
+        self.first_picture = None;
+        (self.attempt == 1 && !self.again).then(|| self.tell(State::Connecting))
+    }
+
+    /// A picture has come.
+    pub fn picture(&mut self, now: Instant) -> Option<Tell> {
+        let Some(first) = self.first_picture else {
+            self.first_picture = Some(now);
+            return Some(self.tell(State::Up));
+        };
+        if GOOD_AFTER <= now.saturating_duration_since(first) {
+            self.backoff.reset();
         }
+        None
     }
 
-    #[test]
-    fn a_refused_password_is_not_tried_again_within_five_minutes() {
-        assert_eq!(Backoff::default().next(Code::Auth, 0.0), Duration::from_secs(300));
+    /// What to say where an epoch ends in the middle of a connection.
+    pub fn up(&self) -> Tell {
+        self.tell(State::Up)
+    }
+
+    /// The connection is over. `live`: its end is a failure. `random` in 0.0..1.0.
+    pub fn broke(&mut self, broke: Broke, live: bool, random: f64) -> (Tell, Then) {
+        let was_up = self.first_picture.is_some();
+        let error = match broke {
+            Broke::Stopped => return (self.tell(State::Removed), Then::Over(End::Stopped)),
+            // Without a picture, starting over would spin.
+            Broke::Eos if !live && self.looped && was_up => {
+                let tell = self.tell(State::Up);
+                (self.attempt, self.again) = (0, true);
+                return (tell, Then::Open);
+            }
+            Broke::Eos if !live => return (self.tell(State::Ended), Then::Over(End::Ended)),
+            Broke::Eos => SourceError { code: Code::Eos, detail: "the live stream ended".into() },
+            Broke::Failed(error) if !live => {
+                let tell = Tell { error: Some(error), ..self.tell(State::Down) };
+                return (tell, Then::Over(End::Failed));
+            }
+            Broke::Failed(error) => error,
+            Broke::Refused(pause) => {
+                let detail =
+                    "not tried: another stream of this host was refused with this password";
+                let error = SourceError { code: Code::Auth, detail: detail.to_owned() };
+                // Spread like after a refusal of its own.
+                let pause = pause + AUTH_PAUSE.mul_f64(random / 10.0);
+                return self.failed(error, pause);
+            }
+        };
+        let pause = self.backoff.next(error.code, random);
+        self.failed(error, pause)
+    }
+
+    fn failed(&mut self, error: SourceError, pause: Duration) -> (Tell, Then) {
+        let state = if error.code == Code::Stall { State::Stalled } else { State::Down };
+        let tell = Tell { error: Some(error), retry_in: Some(pause), ..self.tell(state) };
+        self.again = false;
+        if self.first_picture.take().is_some() {
+            self.attempt = 0;
+        }
+        (tell, Then::Wait(pause))
+    }
+
+    fn tell(&self, state: State) -> Tell {
+        Tell { state, error: None, retry_in: None, attempt: self.attempt }
     }
 }
+
+#[cfg(test)]
+#[path = "supervise_tests.rs"]
+mod tests;

@@ -113,6 +113,15 @@ pub enum UrlError {
 }
 
 impl SourceUrl {
+    /// The host and what its default port is named after; `None` iff it needs no network.
+    pub fn remote(&self) -> Option<(&Remote, &'static str)> {
+        match self {
+            SourceUrl::Rtsp(remote) => Some((remote, "rtsp")),
+            SourceUrl::Http(remote) => Some((remote, "http")),
+            SourceUrl::File(_) | SourceUrl::Test(_) => None,
+        }
+    }
+
     /// Reads a URL, or a plain path.
     ///
     /// # Errors

@@ -24,6 +24,7 @@ mod sinks;
 mod sinks_daemon;
 mod soak;
 mod source;
+mod source_gate;
 mod source_http;
 mod source_live;
 mod source_media;

@@ -243,7 +243,15 @@ impl Opener for Played {
     }
 }
 
-const PLAIN: Settings = Settings { max_fps: None, looped: false, start_time: None, first_epoch: 3 };
+fn plain() -> Settings {
+    Settings {
+        max_fps: None,
+        looped: false,
+        start_time: None,
+        first_epoch: 3,
+        gate: Arc::default(),
+    }
+}
 
 fn play(live: bool, settings: Settings, steps: &[&[Step]], frames: usize) -> Ran {
     let connections = steps.iter().map(|it| it.to_vec()).collect::<Vec<_>>().into_iter();
@@ -259,7 +267,7 @@ use Step::{At, Corrupt, Fail, Idle};
 #[test]
 fn corrupt_pictures_are_counted_in_their_place() {
     let steps = [Corrupt(0), At(40), Corrupt(80), Corrupt(120), Idle, At(160), Corrupt(200)];
-    let ran = play(false, PLAIN, &[&steps], 99);
+    let ran = play(false, plain(), &[&steps], 99);
     let got: Vec<_> = ran.metas().map(|it| (it.epoch, it.frame, it.skipped.total())).collect();
     assert_eq!(got, [(3, 1, 1), (3, 4, 2)]);
     let ended = ran.changes().last().unwrap().ended.unwrap();
@@ -270,7 +278,7 @@ fn corrupt_pictures_are_counted_in_their_place() {
 #[test]
 fn a_pts_that_jumps_starts_an_epoch_without_a_new_connection() {
     let steps = [At(0), At(40), At(40), At(20_000), At(20_040), At(0), At(40)];
-    let ran = play(false, PLAIN, &[&steps], 99);
+    let ran = play(false, plain(), &[&steps], 99);
     let got: Vec<_> = ran.metas().map(|it| (it.epoch, it.frame)).collect();
     assert_eq!(got, [(3, 0), (3, 1), (3, 2), (4, 0), (4, 1), (5, 0), (5, 1)]);
     assert_eq!(ran.states().iter().filter(|it| it.0 == State::Up).count(), 3);
@@ -279,7 +287,7 @@ fn a_pts_that_jumps_starts_an_epoch_without_a_new_connection() {
 
 #[test]
 fn max_fps_starts_its_grid_again_in_each_epoch_and_closes_its_account() {
-    let settings = Settings { max_fps: Some(10.0), looped: true, ..PLAIN };
+    let settings = Settings { max_fps: Some(10.0), looped: true, ..plain() };
     let steps: Vec<_> = (0..8).map(|i| At(i * 40)).collect();
     let ran = play(false, settings, &[&steps, &steps, &steps], 7);
     let got: Vec<_> = ran.metas().map(|it| (it.epoch, it.frame)).collect();
@@ -291,7 +299,7 @@ fn a_live_stream_names_what_it_does_once_per_outage() {
     let fail = [Fail(Code::Refused)];
     let steps: &[&[Step]] =
         &[&fail, &fail, &[At(0), At(40), Fail(Code::Stall)], &[At(0)], &[At(0)]];
-    let ran = play(true, PLAIN, steps, 4);
+    let ran = play(true, plain(), steps, 4);
     assert_eq!(
         ran.states(),
         [
@@ -313,7 +321,7 @@ fn a_live_stream_names_what_it_does_once_per_outage() {
 
 #[test]
 fn a_looped_file_without_a_picture_ends_instead_of_spinning() {
-    let ran = play(false, Settings { looped: true, ..PLAIN }, &[&[]], 99);
+    let ran = play(false, Settings { looped: true, ..plain() }, &[&[]], 99);
     assert_eq!(ran.end, End::Ended);
 }
 
@@ -341,7 +349,7 @@ fn a_source_ends_when_nobody_takes_its_frames() {
     let mut opener = Played { connections: vec![steps].into_iter(), live: true };
     let (stream, stop) = (Arc::new(Stream::new("played")), CancellationToken::new());
     let mut output = Broken(0);
-    let end = ghostwatch::source::run(&mut opener, stream, PLAIN, &mut output, &stop);
+    let end = ghostwatch::source::run(&mut opener, stream, plain(), &mut output, &stop);
     assert_eq!((end, output.0), (End::Closed, 2));
 }
 

@@ -24,6 +24,7 @@ const ONLY: &[(&str, &[&str])] = &[
             "http/mod.rs",
             "sink/mod.rs",
             "source/gst/",
+            "source/reach.rs",
             "journal/",
             "infer/",
             "metrics/gpus.rs",

@@ -1,20 +1,12 @@
 //! From GStreamer's errors to ours: a code, and a text without secrets.
 
-use std::{
-    io::ErrorKind,
-    net::{TcpStream, ToSocketAddrs},
-    time::Duration,
-};
-
 use gstreamer::{self as gst, glib};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     frame::Code,
     secret::Secret,
-    source::{
-        SourceError, Spec,
-        url::{SourceUrl, escaped},
-    },
+    source::{SourceError, Spec, reach, url::escaped},
 };
 
 /// Longest text that is passed on.
@@ -64,45 +56,36 @@ fn code(error: &glib::Error, text: &str) -> Code {
     }
 }
 
+/// Whether the host of a stream answers at all. `Ok` without a network.
+///
+/// # Errors
+/// Why it does not answer.
+pub fn reached(spec: &Spec, stop: &CancellationToken) -> Result<(), SourceError> {
+    let Some((remote, scheme)) = spec.url.remote() else { return Ok(()) };
+    reach::reach(&remote.host, remote.port_or_default(scheme), stop).map_err(|(code, why)| {
+        let detail = redacted(&format!("{}: failed to connect: {why}", spec.url), spec);
+        SourceError { code, detail }
+    })
+}
+
 /// Connects once more, in a way that says why it fails: souphttpsrc and rtspsrc give most of
 /// their failures as `Internal data stream error` and `Generic error`. `None` if it succeeds.
 pub fn diagnosed(spec: &Spec) -> Option<SourceError> {
-    let (remote, scheme) = match &spec.url {
-        SourceUrl::Rtsp(remote) => (remote, "rtsp"),
-        SourceUrl::Http(remote) => (remote, "http"),
-        SourceUrl::File(_) | SourceUrl::Test(_) => return None,
-    };
-    let failed = |code, why: &str| {
-        let detail = redacted(&format!("{}: failed to connect: {why}", spec.url), spec);
-        Some(SourceError { code, detail })
-    };
-    let addresses = match (remote.host.as_str(), remote.port_or_default(scheme)).to_socket_addrs() {
-        Ok(addresses) => addresses,
-        Err(error) => return failed(Code::Dns, &error.to_string()),
-    };
-    let mut last = None;
-    // One of each family is enough to tell.
-    for address in addresses.take(2) {
-        match TcpStream::connect_timeout(&address, Duration::from_secs(2)) {
-            Ok(_) if remote.tls => return failed(Code::Tls, "TLS could not be agreed upon"),
-            Ok(_) => return None,
-            Err(error) => {
-                let code = match error.kind() {
-                    ErrorKind::ConnectionRefused => Code::Refused,
-                    ErrorKind::TimedOut => Code::Timeout,
-                    _ => Code::Error,
-                };
-                last = failed(code, &error.to_string());
-            }
+    let (remote, _) = spec.url.remote()?;
+    match reached(spec, &CancellationToken::new()) {
+        Err(error) => Some(error),
+        Ok(()) if remote.tls => {
+            let detail = format!("{}: failed to connect: TLS could not be agreed upon", spec.url);
+            Some(SourceError { code: Code::Tls, detail: redacted(&detail, spec) })
         }
+        Ok(()) => None,
     }
-    last
 }
 
 /// `text` on one line, cut to a sane length, with nothing in it that the URL's owner keeps secret.
 pub fn redacted(text: &str, spec: &Spec) -> String {
     let mut text = text.to_owned();
-    if let SourceUrl::Rtsp(remote) | SourceUrl::Http(remote) = &spec.url {
+    if let Some((remote, _)) = spec.url.remote() {
         let shown = spec.url.to_string();
         for scheme in ["rtsp", "http"] {
             text = text.replace(remote.location(scheme).expose(), &shown);

@@ -22,28 +22,28 @@ use std::{
 
 use gstreamer::{self as gst, prelude::*};
 use gstreamer_app as gst_app;
+use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::{
     frame::Code,
     ledger::Stream,
-    source::{Decoded, Next, Opener, Source, SourceError, Spec, url::SourceUrl},
+    source::{
+        Decoded, Next, Opener, Source, SourceError, Spec,
+        gate::{Gate, Peer},
+        url::SourceUrl,
+        watch::{Network, Watch},
+    },
 };
 
 /// Longest wait for one sample, so that the loop sees its stop token.
 const PULL_MAX: Duration = Duration::from_millis(200);
-
-/// A live stream that gives no picture for this long after it was opened has failed.
-const FIRST_PICTURE_MAX: Duration = Duration::from_secs(15);
 
 /// Longest wait for a pipeline to shut down; after that it is left to its thread.
 const TEARDOWN_MAX: Duration = Duration::from_secs(2);
 
 /// Encoded pictures whose arrival is remembered. More than any codec reorders.
 const ARRIVALS_MAX: usize = 128;
-
-/// A live stream slower than one picture in `stall_after` is given this many of its own periods.
-const STALL_PERIODS: u32 = 5;
 
 static CLOSING: AtomicU64 = AtomicU64::new(0);
 
@@ -91,7 +91,6 @@ impl Opener for GstOpener {
             _ => gst::BusSyncReply::Drop,
         });
         let started = pipeline.set_state(gst::State::Playing);
-        let now = Instant::now();
         let source = GstSource {
             pipeline,
             sink,
@@ -99,10 +98,7 @@ impl Opener for GstOpener {
             shared,
             spec: self.spec.clone(),
             finite: self.finite.clone(),
-            last: now,
-            pictures: 0,
-            last_pts: None,
-            period: Duration::ZERO,
+            watch: Watch::new(self.spec.stall_after, Instant::now()),
         };
         match started {
             Ok(_) => Ok(Box::new(source)),
@@ -115,6 +111,18 @@ impl Opener for GstOpener {
 
     fn is_live(&self) -> bool {
         self.spec.url.is_live() && !self.finite.load(Relaxed)
+    }
+
+    fn peer(&self, gate: &Gate) -> Option<Peer> {
+        let remote = self.spec.url.remote()?.0;
+        let Spec { username, password, .. } = &self.spec;
+        Some(gate.peer(&remote.host, username.as_ref(), password.as_ref()))
+    }
+
+    fn reach(&mut self, stop: &CancellationToken) -> Result<(), SourceError> {
+        // HTTP may go through a proxy, which then is the host to reach.
+        let SourceUrl::Rtsp(_) = self.spec.url else { return Ok(()) };
+        errors::reached(&self.spec, stop)
     }
 }
 
@@ -130,7 +138,7 @@ pub struct Shared {
 #[derive(Debug, Default)]
 struct State {
     arrivals: VecDeque<(gst::ClockTime, Arrival)>,
-    last_arrival: Option<Instant>,
+    network: Network,
     failure: Option<SourceError>,
 }
 
@@ -182,11 +190,21 @@ impl Shared {
         self.stream.received_bytes.fetch_add(bytes as u64, Relaxed);
     }
 
+    /// Remembers that data has come, though it may be no whole picture.
+    pub fn data(&self) {
+        self.state().network.data(Instant::now());
+    }
+
+    /// Remembers that an encoded picture has come that needs no other.
+    pub fn keyframe(&self) {
+        self.state().network.keyframe(Instant::now());
+    }
+
     /// Remembers when the picture with this PTS came first.
     pub fn arrived(&self, pts: Option<gst::ClockTime>, captured: Option<SystemTime>) {
         let (mono, wall) = (Instant::now(), SystemTime::now());
         let mut state = self.state();
-        state.last_arrival = Some(mono);
+        state.network.data(mono);
         let Some(pts) = pts else { return };
         if state.arrivals.iter().rev().take(4).any(|it| it.0 == pts) {
             return;
@@ -213,12 +231,7 @@ struct GstSource {
     shared: Arc<Shared>,
     spec: Spec,
     finite: Arc<AtomicBool>,
-    /// When the last picture came, or the connection was started.
-    last: Instant,
-    pictures: u64,
-    last_pts: Option<Duration>,
-    /// Time between the last two pictures, by their PTS.
-    period: Duration,
+    watch: Watch,
 }
 
 impl Source for GstSource {
@@ -243,6 +256,10 @@ impl Source for GstSource {
         self.check_time()?;
         Ok(Next::Idle)
     }
+
+    fn is_connected(&self) -> bool {
+        self.shared.state().network.last.is_some()
+    }
 }
 
 impl GstSource {
@@ -253,12 +270,7 @@ impl GstSource {
         let arrival = self.shared.arrival(frame.buffer_pts);
         let arrival =
             arrival.unwrap_or(Arrival { mono: decoded, wall: SystemTime::now(), captured: None });
-        self.last = decoded;
-        self.pictures += 1;
-        if let (Some(pts), Some(before)) = (frame.pts, self.last_pts) {
-            self.period = pts.saturating_sub(before);
-        }
-        self.last_pts = frame.pts;
+        self.watch.picture(decoded, frame.pts);
         Ok(Decoded {
             picture: frame.picture,
             pts: frame.pts,
@@ -274,31 +286,14 @@ impl GstSource {
     /// parsebin can swallow the error of a demuxer that fails while it is being put in.
     fn check_time(&self) -> Result<(), SourceError> {
         let live = self.spec.url.is_live();
-        if !live && 0 < self.pictures {
+        if !live && 0 < self.watch.pictures() {
             return Ok(());
         }
-        let limit = match self.pictures {
-            0 => FIRST_PICTURE_MAX,
-            _ => self.spec.stall_after.max(self.period * STALL_PERIODS),
-        };
-        if self.last.elapsed() < limit {
-            return Ok(());
+        match self.watch.check(&self.shared.state().network, Instant::now()) {
+            None => Ok(()),
+            Some(silence) if live => Err(self.error(silence.code, &silence.detail)),
+            Some(silence) => Err(self.error(Code::Codec, &silence.detail)),
         }
-        let packets = match self.shared.state().last_arrival {
-            None => "no data has come".to_owned(),
-            Some(at) => format!("the last data came {:.1} s ago", at.elapsed().as_secs_f64()),
-        };
-        let limit = limit.as_secs_f64();
-        Err(match self.pictures {
-            0 => {
-                let code = if live { Code::Timeout } else { Code::Codec };
-                self.error(code, &format!("no picture within {limit:.0} s: {packets}"))
-            }
-            n => {
-                let detail = format!("no picture for {limit:.1} s after {n} pictures: {packets}");
-                self.error(Code::Stall, &detail)
-            }
-        })
     }
 
     /// What has gone wrong, if anything: what the callbacks say, else the first message on the

@@ -310,6 +310,12 @@ fn depayload(tail: &Tail, pad: &gst::Pad) -> Result<(), SourceError> {
     link(&backlog, &depay)?;
     sync(&backlog)?;
     let input = backlog.static_pad("sink").expect("a queue has a sink pad");
+    let shared = tail.shared.clone();
+    // Before the depayloader, which lets nothing through while it waits for a keyframe.
+    input.add_probe(gst::PadProbeType::BUFFER | gst::PadProbeType::BUFFER_LIST, move |_, _| {
+        shared.data();
+        gst::PadProbeReturn::Ok
+    });
     pad.link(&input).map(drop).map_err(|it| broken(format!("linking {codec}: {it}")))
 }
 
@@ -361,6 +367,9 @@ fn watch_arrival(pad: &gst::Pad, shared: &Arc<Shared>) {
     pad.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
         if let Some(buffer) = info.buffer() {
             shared.arrived(buffer.pts(), captured(buffer));
+            if !buffer.flags().contains(gst::BufferFlags::DELTA_UNIT) {
+                shared.keyframe();
+            }
         }
         gst::PadProbeReturn::Ok
     });

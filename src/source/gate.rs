@@ -1,0 +1,344 @@
+//! Who may connect now: cameras that come back together, and recorders with many channels, are
+//! not stormed.
+//!
+//! Three rules, for all streams of the daemon together:
+//! - a host is contacted at most [`BURST`] times at once and then [`PER_SECOND`] times a second;
+//! - one connection at a time signs in with the same user name and password on a host, and after a
+//!   refusal none does for [`AUTH_PAUSE`]: 32 channels must not lock the account of their recorder;
+//! - at most [`CONNECTING_MAX`] streams are between opening and their first data.
+
+use std::{
+    collections::HashMap,
+    hash::{BuildHasher, RandomState},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread::{self, Thread},
+    time::{Duration, Instant},
+};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    secret::Secret,
+    source::{pause, supervise::AUTH_PAUSE},
+};
+
+/// Connections to one host that may begin at once.
+pub const BURST: f64 = 8.0;
+
+/// Further connections to one host that may begin in a second.
+pub const PER_SECOND: f64 = 2.0;
+
+/// Streams that may be connecting at the same time.
+pub const CONNECTING_MAX: usize = 8;
+
+/// Longest wait before the rules are asked again, should nobody call.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Whom a stream connects to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Peer {
+    host: String,
+    /// A hash of user name and password; `None` without them.
+    account: Option<u64>,
+}
+
+/// The rules of one daemon, shared by its streams.
+#[derive(Debug, Default)]
+pub struct Gate {
+    rules: Mutex<Rules>,
+    /// Makes hashes of passwords that mean nothing outside of this process.
+    hasher: RandomState,
+}
+
+/// Why a stream may not connect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Denied {
+    /// The stop token fired.
+    Stopped,
+    /// The host refused the same user name and password; ask again after this.
+    Refused(Duration),
+}
+
+/// The right to connect. Ends when it is dropped.
+#[derive(Debug)]
+pub struct Permit {
+    gate: Arc<Gate>,
+    peer: Peer,
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.gate.rules().left(&self.peer);
+    }
+}
+
+impl Gate {
+    /// Whom a stream connects to, for the rules.
+    pub fn peer(&self, host: &str, username: Option<&Secret>, password: Option<&Secret>) -> Peer {
+        let account = (username.is_some() || password.is_some()).then(|| {
+            self.hasher.hash_one((username.map(Secret::expose), password.map(Secret::expose)))
+        });
+        Peer { host: host.to_ascii_lowercase(), account }
+    }
+
+    /// Waits until the host may be contacted.
+    ///
+    /// # Errors
+    /// [`Denied`].
+    pub fn turn(&self, peer: &Peer, stop: &CancellationToken) -> Result<(), Denied> {
+        self.wait(stop, |rules| rules.turn(peer, Instant::now()))
+    }
+
+    /// Waits until the stream may connect. To be asked after [`Gate::turn`].
+    ///
+    /// # Errors
+    /// [`Denied`].
+    pub fn permit(
+        self: &Arc<Self>,
+        peer: &Peer,
+        stop: &CancellationToken,
+    ) -> Result<Permit, Denied> {
+        self.wait(stop, |rules| rules.permit(peer, Instant::now()))?;
+        Ok(Permit { gate: self.clone(), peer: peer.clone() })
+    }
+
+    /// The host has refused the user name and password.
+    pub fn refused(&self, peer: &Peer) {
+        self.rules().refused(peer, Instant::now());
+    }
+
+    /// Streams that are connecting now.
+    pub fn connecting(&self) -> usize {
+        self.rules().connecting
+    }
+
+    fn wait(
+        &self,
+        stop: &CancellationToken,
+        ask: impl Fn(&mut Rules) -> Answer,
+    ) -> Result<(), Denied> {
+        while !stop.is_cancelled() {
+            let until = {
+                let mut rules = self.rules();
+                match ask(&mut rules) {
+                    Answer::Go => return Ok(()),
+                    Answer::Refused(left) => return Err(Denied::Refused(left)),
+                    Answer::Wait(until) => {
+                        rules.waiting.push(thread::current());
+                        until
+                    }
+                }
+            };
+            pause(stop, until.min(ASK_AGAIN));
+        }
+        Err(Denied::Stopped)
+    }
+
+    fn rules(&self) -> MutexGuard<'_, Rules> {
+        self.rules.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What the rules say.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Answer {
+    Go,
+    /// Not before this has passed, or another has left.
+    Wait(Duration),
+    /// The account is refused for this long.
+    Refused(Duration),
+}
+
+/// The rules; the caller brings the time.
+#[derive(Debug, Default)]
+struct Rules {
+    connecting: usize,
+    hosts: HashMap<String, Bucket>,
+    accounts: HashMap<Peer, Account>,
+    /// Whom to wake when another leaves.
+    waiting: Vec<Thread>,
+}
+
+/// A host's tokens, when they were last counted.
+#[derive(Clone, Copy, Debug)]
+struct Bucket {
+    tokens: f64,
+    at: Instant,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Account {
+    signing_in: bool,
+    refused_until: Option<Instant>,
+}
+
+impl Rules {
+    fn turn(&mut self, peer: &Peer, now: Instant) -> Answer {
+        if let Some(left) = self.refused_for(peer, now) {
+            return Answer::Refused(left);
+        }
+        // Full buckets are as good as none: hosts that are gone are forgotten.
+        self.hosts.retain(|_, it| it.filled(now) < BURST);
+        let bucket =
+            self.hosts.entry(peer.host.clone()).or_insert(Bucket { tokens: BURST, at: now });
+        let tokens = bucket.filled(now);
+        if tokens < 1.0 {
+            return Answer::Wait(Duration::from_secs_f64((1.0 - tokens) / PER_SECOND));
+        }
+        *bucket = Bucket { tokens: tokens - 1.0, at: now };
+        Answer::Go
+    }
+
+    fn permit(&mut self, peer: &Peer, now: Instant) -> Answer {
+        if let Some(left) = self.refused_for(peer, now) {
+            return Answer::Refused(left);
+        }
+        if peer.account.is_some() && self.accounts.get(peer).is_some_and(|it| it.signing_in)
+            || CONNECTING_MAX <= self.connecting
+        {
+            return Answer::Wait(Duration::MAX);
+        }
+        if peer.account.is_some() {
+            self.accounts.entry(peer.clone()).or_default().signing_in = true;
+        }
+        self.connecting += 1;
+        Answer::Go
+    }
+
+    fn left(&mut self, peer: &Peer) {
+        self.connecting -= 1;
+        if let Some(account) = self.accounts.get_mut(peer) {
+            account.signing_in = false;
+            if account.refused_until.is_none() {
+                self.accounts.remove(peer);
+            }
+        }
+        self.waiting.drain(..).for_each(|it| it.unpark());
+    }
+
+    fn refused(&mut self, peer: &Peer, now: Instant) {
+        if peer.account.is_some() {
+            self.accounts.entry(peer.clone()).or_default().refused_until = Some(now + AUTH_PAUSE);
+        }
+    }
+
+    fn refused_for(&mut self, peer: &Peer, now: Instant) -> Option<Duration> {
+        let account = self.accounts.get_mut(peer)?;
+        let left = account.refused_until?.saturating_duration_since(now);
+        if left.is_zero() {
+            account.refused_until = None;
+            return None;
+        }
+        Some(left)
+    }
+}
+
+impl Bucket {
+    fn filled(&self, now: Instant) -> f64 {
+        let since = now.saturating_duration_since(self.at).as_secs_f64();
+        (self.tokens + since * PER_SECOND).min(BURST)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(host: &str, account: Option<u64>) -> Peer {
+        Peer { host: host.to_owned(), account }
+    }
+
+    #[test]
+    fn a_host_is_contacted_eight_times_at_once_and_then_twice_a_second() {
+        let (mut rules, start) = (Rules::default(), Instant::now());
+        let recorder = peer("recorder", None);
+        let mut begun = Vec::new();
+        let mut now = start;
+        while begun.len() < 64 {
+            match rules.turn(&recorder, now) {
+                Answer::Go => begun.push(now - start),
+                Answer::Wait(pause) => now += pause.max(Duration::from_millis(1)),
+                Answer::Refused(_) => unreachable!("nobody has an account"),
+            }
+        }
+        assert_eq!(begun[7], Duration::ZERO);
+        assert!((499..510).contains(&begun[8].as_millis()), "{:?}", begun[8]);
+        assert!((27_900..28_500).contains(&begun[63].as_millis()), "{:?}", begun[63]);
+        assert_eq!(rules.turn(&peer("camera", None), start), Answer::Go, "another host");
+    }
+
+    #[test]
+    fn eight_streams_connect_at_the_same_time_and_no_more() {
+        let (mut rules, now) = (Rules::default(), Instant::now());
+        let hosts: Vec<_> = (0..64).map(|it| peer(&format!("camera-{it}"), None)).collect();
+        let answers: Vec<_> = hosts.iter().map(|it| rules.permit(it, now)).collect();
+        assert_eq!(answers.iter().filter(|it| **it == Answer::Go).count(), CONNECTING_MAX);
+        rules.left(&hosts[3]);
+        assert_eq!(rules.permit(&hosts[63], now), Answer::Go);
+        assert_eq!(rules.permit(&hosts[62], now), Answer::Wait(Duration::MAX));
+    }
+
+    #[test]
+    fn of_32_channels_of_a_recorder_one_tries_a_wrong_password_every_five_minutes() {
+        let (mut rules, mut now) = (Rules::default(), Instant::now());
+        let recorder = peer("recorder", Some(1));
+        for _ in 0..3 {
+            let answers: Vec<_> = (0..32).map(|_| rules.permit(&recorder, now)).collect();
+            assert_eq!(answers.iter().filter(|it| **it == Answer::Go).count(), 1);
+            rules.refused(&recorder, now);
+            rules.left(&recorder);
+            now += AUTH_PAUSE - Duration::from_millis(1);
+            for _ in 0..32 {
+                assert!(matches!(rules.permit(&recorder, now), Answer::Refused(_)));
+                assert!(matches!(rules.turn(&recorder, now), Answer::Refused(_)));
+            }
+            now += Duration::from_millis(1);
+        }
+        // Another password, and a camera behind the same address, are not punished for it.
+        rules.refused(&recorder, now);
+        assert_eq!(rules.permit(&peer("recorder", Some(2)), now), Answer::Go);
+        assert_eq!(rules.permit(&peer("recorder", None), now), Answer::Go);
+    }
+
+    #[test]
+    fn a_good_password_lets_one_channel_in_after_the_other() {
+        let (mut rules, now) = (Rules::default(), Instant::now());
+        let recorder = peer("recorder", Some(1));
+        for _ in 0..32 {
+            assert_eq!(rules.permit(&recorder, now), Answer::Go);
+            assert_eq!(rules.permit(&recorder, now), Answer::Wait(Duration::MAX));
+            rules.left(&recorder);
+        }
+        assert!(rules.accounts.is_empty() && rules.connecting == 0, "nothing is left behind");
+    }
+
+    #[test]
+    fn passwords_are_told_apart_without_being_kept() {
+        let gate = Gate::default();
+        let [user, good, same, bad] = ["viewer", "a", "a", "b"].map(Secret::new);
+        let peer = |password| gate.peer("Recorder", Some(&user), Some(password));
+        assert_eq!(peer(&good), peer(&same));
+        assert_ne!(peer(&good), peer(&bad));
+        assert_eq!(peer(&good).host, "recorder");
+        assert!(!format!("{:?}", peer(&good)).contains("viewer"));
+    }
+
+    #[test]
+    fn whoever_waits_is_let_in_when_another_leaves_and_stops_when_told() {
+        let gate = Arc::new(Gate::default());
+        let stop = CancellationToken::new();
+        let peer = gate.peer("recorder", Some(&Secret::new("u")), None);
+        let first = gate.permit(&peer, &stop).unwrap();
+        thread::scope(|scope| {
+            let second = scope.spawn(|| gate.permit(&peer, &stop).map(drop));
+            drop(first);
+            assert_eq!(second.join().unwrap(), Ok(()));
+            let held = gate.permit(&peer, &stop).unwrap();
+            let third = scope.spawn(|| gate.permit(&peer, &stop).map(drop));
+            stop.cancel();
+            assert_eq!(third.join().unwrap(), Err(Denied::Stopped));
+            drop(held);
+        });
+        assert_eq!(gate.connecting(), 0);
+    }
+}
