@@ -3,6 +3,8 @@
 
     demo_summary.py metrics URL             the daemon's own account, taken while it runs
     demo_summary.py journal FILE <NDJSON    the summary; FILE is what `metrics` printed
+    demo_summary.py sinks FILE <JSON        what became of the events in each sink; standard input is
+                                            what `ghostwatch events stats --format json` prints
 
 Everything is counted again from the events: inside an epoch each event carries its frame's number
 and the frames that were skipped since the event before, so a frame that is in neither is seen. Ends
@@ -12,6 +14,7 @@ with 1 if there is one.
 import collections
 import datetime
 import json
+import re
 import sys
 import urllib.request
 
@@ -97,8 +100,24 @@ def own_account(text):
     return "not known"
 
 
+def errors(text, sink):
+    """A sink's failures by their code, as the daemon counted them before it drained."""
+    series = re.compile(r'ghostwatch_sink_errors_total\{code="(\w+)",sink="' + re.escape(sink) + r'"\} (\d+)')
+    found = [series.fullmatch(line) for line in text.splitlines()]
+    return ", ".join(f"{it[1]} {it[2]}" for it in found if it and it[2] != "0") or "none"
+
+
+def show_sinks(stats, text):
+    row = "{:<10} {:>10} {:>8}   {}"
+    print()
+    print(row.format("sink", "delivered", "behind", "errors"))
+    for name, it in sorted(stats["sinks"].items()):
+        print(row.format(name, it["cursor"], it["lag"], errors(text, name)))
+    print("delivered: events up to the last acknowledged one; behind: events after it, after the drain")
+
+
 def main():
-    if len(sys.argv) != 3 or sys.argv[1] not in ("metrics", "journal"):
+    if len(sys.argv) != 3 or sys.argv[1] not in ("metrics", "journal", "sinks"):
         sys.exit(__doc__)
     if sys.argv[1] == "metrics":
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -106,6 +125,10 @@ def main():
             print(direct.open(sys.argv[2], timeout=5).read().decode(), end="")
         except OSError as error:
             sys.exit(f"demo: no metrics from {sys.argv[2]}: {error}")
+        return
+    if sys.argv[1] == "sinks":
+        with open(sys.argv[2], encoding="utf-8") as metrics:
+            show_sinks(json.load(sys.stdin), metrics.read())
         return
     streams = read(sys.stdin)
     if not streams:
