@@ -167,7 +167,9 @@ impl Mqtt {
             if window.is_empty() {
                 return refused.map_or(Ok(()), Err);
             }
-            match self.link.as_mut().ok_or_else(lost_link)?.next(deadline).await? {
+            let link = self.link.as_mut().ok_or_else(lost_link)?;
+            link.idle(refused.is_some() || rest.len() == 0);
+            match link.next(deadline).await? {
                 Told::Connected => (),
                 Told::Sent(id) => window.sent(id),
                 Told::Acked(id) => {
