@@ -10,7 +10,8 @@ use std::{
 use serde_json::Value;
 
 use crate::{
-    end_to_end::{clip, configure, drain, free_port, get, root, start},
+    end_to_end::{clip, drain, free_port, get, root, start},
+    sinks_daemon::with_sinks,
     support::wait_until,
 };
 
@@ -133,7 +134,7 @@ fn every_panel_of_the_dashboard_is_answered_with_data() {
          gone: {{url: \"file:///no/such/clip.mp4\"}}\n",
         clip("bikes.mp4")
     );
-    let listen = configure(folder.path(), &streams);
+    let listen = with_sinks(folder.path(), &streams, "  - {type: file, path: all.ndjson}\n");
     let mut daemon = Daemon(Some(start(folder.path())));
     wait_until("the daemon is ready", || {
         get(&listen, "/readyz").is_some_and(|it| it.starts_with("HTTP/1.1 200"))

@@ -24,7 +24,7 @@ use crate::{
 const STREAM: &str = "  p: {url: \"test:?size=64x48&fps=50\", realtime: true}\n";
 
 /// As [`configure`], with sinks.
-fn with_sinks(folder: &Path, streams: &str, sinks: &str) -> String {
+pub(crate) fn with_sinks(folder: &Path, streams: &str, sinks: &str) -> String {
     let listen = configure(folder, streams);
     let path = folder.join("config.yaml");
     let text = fs::read_to_string(&path).unwrap();
