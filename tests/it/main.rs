@@ -15,6 +15,7 @@ mod mqtt;
 mod nats;
 mod one_frame;
 mod pipeline;
+mod readme;
 mod redis;
 mod shipped;
 mod shutdown;
