@@ -320,6 +320,23 @@ fn a_broker_that_hangs_is_given_up_in_time_and_used_again_when_it_goes_on() {
 }
 
 #[test]
+fn the_end_of_a_part_does_not_wait_for_delayed_acknowledgements() {
+    let folder = TempDir::new().unwrap();
+    let server = quiet_mosquitto(&folder);
+    let mut broker = broker(settings(server.port));
+    let sent = frames(0, 500);
+    run(async {
+        broker.connect().await.unwrap();
+        let started = Instant::now();
+        for part in sent.chunks(10) {
+            assert_eq!(deliver(&mut broker, part).await.0, part.len());
+        }
+        // Systems delay an acknowledgement by 40 ms: 2 s for the 50 parts.
+        assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+    });
+}
+
+#[test]
 fn a_silent_connection_is_tried_while_there_is_nothing_to_deliver() {
     let folder = TempDir::new().unwrap();
     let server = mosquitto(&folder, "");
