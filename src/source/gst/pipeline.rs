@@ -10,12 +10,16 @@
 //! their pictures lie in memory, where preprocess reads them.
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Duration, SystemTime},
 };
 
 use gstreamer::{self as gst, prelude::*};
 use gstreamer_app as gst_app;
+use gstreamer_rtsp::rtsp_message::RTSPMessage;
 use gstreamer_video as gst_video;
 
 use crate::{
@@ -256,7 +260,10 @@ fn rtsp(pipeline: &gst::Pipeline, remote: &Remote, tail: Tail) -> Result<(), Sou
     if let Some(fingerprint) = spec.tls.fingerprint {
         tls::pin(&source, fingerprint, &tail.shared);
     }
-    source.connect("select-stream", false, |values| {
+    let signed_in = Arc::new(AtomicBool::new(false));
+    try_once(&source, signed_in.clone());
+    source.connect("select-stream", false, move |values| {
+        signed_in.store(true, Relaxed);
         let caps = values.get(2).and_then(|it| it.get::<gst::Caps>().ok());
         let media = caps.as_ref().and_then(|it| it.structure(0)?.get::<String>("media").ok());
         Some((media.as_deref() == Some("video")).to_value())
@@ -268,6 +275,17 @@ fn rtsp(pipeline: &gst::Pipeline, remote: &Remote, tail: Tail) -> Result<(), Sou
         }
     });
     Ok(())
+}
+
+/// Keeps rtspsrc from sending a password again that was refused: it would eight times, and cameras
+/// lock accounts after fewer. A request that comes by with an answer to the challenge was sent with
+/// it before; later, when a nonce has grown old, that is in order.
+fn try_once(source: &gst::Element, signed_in: Arc<AtomicBool>) {
+    source.connect("before-send", false, move |values| {
+        let message = values.get(1).and_then(|it| it.get::<RTSPMessage>().ok());
+        let again = message.is_some_and(|it| !it.parse_auth_credentials().is_empty());
+        Some((signed_in.load(Relaxed) || !again).to_value())
+    });
 }
 
 /// Takes the codec's data out of RTP and links it to a decoder.
