@@ -1,5 +1,7 @@
 //! The life of the daemon: start, reload, watch, drain.
 
+mod sinks;
+
 use std::{
     collections::BTreeMap,
     sync::{
@@ -14,11 +16,13 @@ use std::{
 use anyhow::{Context as _, bail};
 
 use crate::{
-    cli::{Exit, code, text::Clock},
+    cli::{Exit, code},
     config::{
         diff,
         plan::{Plan, StreamPlan},
     },
+    daemon::sinks::Outlets,
+    edge,
     event::Context,
     http,
     infer::{
@@ -28,17 +32,12 @@ use crate::{
         load::{self, Choice, Loaded},
         wanted::{Use, Wanted},
     },
-    journal::{JournalError, cursor::Cursor, read::Reader, writer::Writer},
+    journal::{JournalError, read::Reader, writer::Writer},
     ledger::Stream,
     log,
     observe::Observer,
     pipeline::{Added, Parts, Pipeline, Unread},
-    publish::Publisher,
-    sink::{
-        Sink, Sinks, deliver,
-        progress::Progress,
-        settings::{Select, Target},
-    },
+    publish::{Order, Publisher},
     source::{self, Spec, gate::Gate, gst::GstOpener},
     systemd,
 };
@@ -101,7 +100,7 @@ struct Daemon {
     waiting: BTreeMap<String, StreamPlan>,
     /// Who may connect now, over all streams.
     gate: Arc<Gate>,
-    sinks: Sinks,
+    sinks: Outlets,
     /// Comes back once its stage has ended.
     journal: mpsc::Receiver<Writer>,
     notify: systemd::Notifier,
@@ -125,12 +124,10 @@ pub fn run(plan: Plan, options: Options) -> anyhow::Result<()> {
     let loaded = load_model(&plan, &gpu)?;
     let observer = Observer::new(&loaded, &gpu);
     let _http = serve(&plan, &observer)?;
-    let sinks = sinks(&plan, &options, &mut journal)?;
-    observer.sinks(sinks.iter().map(|it| it.progress.clone()));
-    let watch: Arc<dyn deliver::Watch> = observer.clone();
-    let sinks = Sinks::start(sinks, &plan.journal.path, &plan.instance, &watch)?;
+    let (sinks, orders) = Outlets::start(&plan, options.print, &mut journal, &observer)?;
     let (journal_back, journal_rx) = mpsc::sync_channel(1);
-    let pipeline = start_pipeline(&plan, loaded, (journal, journal_back), &observer)?;
+    let journal = (journal, orders, journal_back);
+    let pipeline = start_pipeline(&plan, loaded, journal, &observer)?;
     observer.pipeline(&pipeline);
     let notify = systemd::Notifier::from_env()?;
     let streams = BTreeMap::new();
@@ -208,7 +205,7 @@ fn load_model(plan: &Plan, gpu: &GpuStatus) -> anyhow::Result<Loaded> {
 fn start_pipeline(
     plan: &Plan,
     loaded: Loaded,
-    (journal, journal_back): (Writer, mpsc::SyncSender<Writer>),
+    (journal, orders, journal_back): (Writer, edge::Receiver<Order>, mpsc::SyncSender<Writer>),
     observer: &Arc<Observer>,
 ) -> anyhow::Result<Pipeline> {
     let cores = thread::available_parallelism().map_or(1, usize::from);
@@ -229,7 +226,8 @@ fn start_pipeline(
         models.push(Box::new(lane));
     }
     models.push(Box::new(loaded.engine));
-    let publisher = Publisher::new(journal, context, plan.journal.commit_every, observer.clone());
+    let every = plan.journal.commit_every;
+    let publisher = Publisher::new((journal, orders), context, every, observer.clone());
     Pipeline::start(Parts {
         geometry: loaded.golden.geometry,
         models,
@@ -336,6 +334,8 @@ impl Daemon {
                 self.plan.streams.remove(&id);
             }
         }
+        let failed = self.sinks.tick(&self.plan);
+        self.plan.sinks.retain(|it| !failed.contains(&it.name));
     }
 
     /// Follows a changed configuration as far as it can be followed; anything else is refused and
@@ -360,12 +360,7 @@ impl Daemon {
     fn apply(&mut self, plan: Plan) -> anyhow::Result<()> {
         let diff = diff::diff(&self.plan, &plan);
         let mut restart = diff.restart;
-        let fixed = [
-            ("sinks", diff.sinks.is_empty()),
-            ("journal.retain", !diff.retain),
-            ("http.token_file, http.hosts", !diff.http_access),
-        ];
-        restart.extend(fixed.into_iter().filter(|it| !it.1).map(|it| it.0));
+        restart.extend(diff.http_access.then_some("http.token_file, http.hosts"));
         if !restart.is_empty() {
             bail!("a restart is needed to change {}", restart.join(", "));
         }
@@ -376,6 +371,10 @@ impl Daemon {
             self.options.log.set_level(plan.log.level)?;
         }
         self.plan = plan;
+        if diff.retain {
+            self.sinks.retain(self.plan.journal.retain);
+        }
+        self.sinks.apply(&diff.sinks, &self.plan);
         let streams = diff.streams;
         for id in streams.removed.iter().chain(&streams.changed) {
             self.waiting.remove(id);
@@ -448,23 +447,4 @@ fn spec(plan: &StreamPlan, all: &Plan) -> anyhow::Result<Spec> {
 fn next_epoch(journal: &std::path::Path, id: &str) -> anyhow::Result<u64> {
     let last = Reader::open(journal).and_then(|it| it.last_epoch(id));
     Ok(last.map_err(JournalError::in_use)?.map_or(0, |it| it + 1))
-}
-
-/// The sinks that are to run: those that are configured, with a cursor in the journal, and the
-/// terminal, which only shows what happens from now on.
-fn sinks(plan: &Plan, options: &Options, journal: &mut Writer) -> anyhow::Result<Vec<Sink>> {
-    let mut sinks = Vec::new();
-    if options.print {
-        let cursor = Cursor::new("print", journal.stats().next - 1);
-        sinks.push(Sink {
-            target: Target::Text(Clock::Local),
-            select: Select::default(),
-            progress: Progress::new(Arc::new(cursor)),
-        });
-    }
-    for it in &plan.sinks {
-        let progress = Progress::new(journal.cursor(&it.name)?);
-        sinks.push(Sink { target: it.target.clone(), select: it.select.clone(), progress });
-    }
-    Ok(sinks)
 }

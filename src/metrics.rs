@@ -354,6 +354,11 @@ impl Metrics {
         self.sinks.add(progress);
     }
 
+    /// Takes a sink and all its series out.
+    pub fn remove_sink(&self, name: &str) {
+        self.sinks.remove(name);
+    }
+
     /// A broker has acknowledged a message.
     pub fn acked(&self, sink: &str, took: Duration, since_arrival: Option<Duration>) {
         self.sinks.acked(sink, took, since_arrival);

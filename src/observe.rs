@@ -98,9 +98,14 @@ impl Observer {
         self.pulses.set(pipeline.pulses().to_vec()).expect("there is one pipeline");
     }
 
-    /// Shows the sinks.
-    pub fn sinks(&self, sinks: impl Iterator<Item = Arc<Progress>>) {
-        sinks.for_each(|it| self.metrics.add_sink(it));
+    /// Shows a sink.
+    pub fn add_sink(&self, sink: &Arc<Progress>) {
+        self.metrics.add_sink(sink.clone());
+    }
+
+    /// Shows a sink no more. It has ended.
+    pub fn remove_sink(&self, name: &str) {
+        self.metrics.remove_sink(name);
     }
 
     /// Shows a stream.

@@ -18,6 +18,8 @@ use crate::{
     frame::{Item, Meta, Skipped, StateChange},
     journal::{
         JournalError,
+        cursor::Cursor,
+        retain::Retain,
         writer::{Stats, Writer},
     },
     label::Labelled,
@@ -50,9 +52,23 @@ pub trait Watch: Send + Sync {
     fn writable(&self, writable: bool);
 }
 
+/// What is to change about the journal while the stage runs.
+#[derive(Debug)]
+pub enum Order {
+    /// How much is kept from now on.
+    Retain(Retain),
+    /// A sink has come: its place is saved.
+    Follow(Arc<Cursor>),
+    /// A sink has ended and does not come again for now.
+    Release(String),
+}
+
 /// Turns labels into committed events.
 pub struct Publisher {
     journal: Writer,
+    orders: Receiver<Order>,
+    /// An order that the journal could not carry out yet.
+    open: Option<Order>,
     context: Context,
     /// No event waits longer for the next commit, however many more come.
     commit_every: Duration,
@@ -79,15 +95,17 @@ enum Entry {
 }
 
 impl Publisher {
-    /// A publisher into `journal`.
+    /// A publisher into `journal`, which carries out `orders` between commits.
     pub fn new(
-        journal: Writer,
+        (journal, orders): (Writer, Receiver<Order>),
         context: Context,
         commit_every: Duration,
         watch: Arc<dyn Watch>,
     ) -> Publisher {
         Publisher {
             journal,
+            orders,
+            open: None,
             context,
             commit_every,
             watch,
@@ -113,6 +131,7 @@ impl Publisher {
         self.commit()?;
         loop {
             pulse.beat();
+            self.obey()?;
             match input.recv_deadline(Instant::now() + TURN) {
                 Ok(item) => self.add(item),
                 Err(RecvTimeoutError::Timeout) => {}
@@ -128,6 +147,7 @@ impl Publisher {
             self.commit()?;
             self.maintain()?;
         }
+        self.obey()?;
         self.daemon(DaemonState::Stopped);
         self.commit()?;
         anyhow::ensure!(
@@ -141,6 +161,26 @@ impl Publisher {
     fn daemon(&mut self, state: DaemonState) {
         let event = Event::daemon(&self.context.instance, state, None);
         self.group.push(Entry::Daemon(event));
+    }
+
+    /// Carries out what was ordered. What the journal cannot do for now is tried again.
+    fn obey(&mut self) -> anyhow::Result<()> {
+        while let Some(order) = self.open.take().or_else(|| self.orders.try_recv()) {
+            match order {
+                Order::Retain(retain) => self.journal.set_retain(retain),
+                Order::Follow(cursor) => self.journal.follow(cursor),
+                Order::Release(sink) => match self.journal.release(&sink) {
+                    Ok(()) => {}
+                    Err(error) if error.is_temporary() => {
+                        self.open = Some(Order::Release(sink));
+                        self.say(&error);
+                        return Ok(());
+                    }
+                    Err(error) => return Err(error.into()),
+                },
+            }
+        }
+        Ok(())
     }
 
     /// Retention, a piece at a time, busy or idle.

@@ -27,7 +27,7 @@ impl Changes {
 pub struct Diff {
     /// The streams, by id. A stream whose secret is not the same has changed.
     pub streams: Changes,
-    /// The sinks, by name.
+    /// The sinks, by name. A sink whose secret is not the same has changed.
     pub sinks: Changes,
     /// Whether the journal's retention is different.
     pub retain: bool,

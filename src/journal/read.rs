@@ -185,6 +185,16 @@ impl Reader {
         Ok(self.bounds()?.1 - 1)
     }
 
+    /// The last event that a sink has delivered, as far as it is saved; `None` for an unknown sink.
+    ///
+    /// # Errors
+    /// A [`JournalError`] if it cannot be read.
+    pub fn cursor(&self, sink: &str) -> Result<Option<u64>, JournalError> {
+        let sql = "SELECT seq FROM cursor WHERE sink = ?1";
+        let found = self.connection.query_row(sql, [sink], |row| row.get::<_, i64>(0)).optional();
+        Ok(found.map_err(|it| JournalError::of(&self.path, &it))?.map(|it| it as u64))
+    }
+
     /// The oldest sequence number that is there; that of the next event if none is.
     ///
     /// # Errors

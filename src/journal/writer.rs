@@ -64,6 +64,8 @@ pub struct Stats {
     pub lost: u64,
 }
 
+mod follow;
+
 /// A sink's cursor, and what of it is in the journal.
 struct Tracked {
     cursor: Arc<Cursor>,

@@ -159,6 +159,14 @@ impl Sinks {
         self.all.write().expect(LOCK).push(progress);
     }
 
+    /// Called once the sink has ended, or a last acknowledgement would bring its series back.
+    pub(crate) fn remove(&self, name: &str) {
+        self.all.write().expect(LOCK).retain(|it| it.cursor.sink() != name);
+        // An error only says that there is no such series.
+        drop(self.ack.remove_label_values(&[name]));
+        drop(self.delivery.remove_label_values(&[name]));
+    }
+
     /// The journal has grown.
     pub(crate) fn next(&self, next: u64) {
         *self.next.lock().expect(LOCK) = next;

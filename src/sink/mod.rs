@@ -21,7 +21,7 @@ pub(crate) mod tls;
 pub mod webhook;
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -53,10 +53,14 @@ pub struct Sink {
     pub progress: Arc<Progress>,
 }
 
-/// The sinks that run.
+/// The sinks that run. They come and go one by one, each without a trace in the others.
 pub struct Sinks {
-    stop: CancellationToken,
-    threads: Vec<(String, JoinHandle<anyhow::Result<()>>)>,
+    journal: PathBuf,
+    instance: String,
+    watch: Arc<dyn Watch>,
+    running: Vec<Run>,
+    /// Told to stop, and not at their end yet.
+    leaving: Vec<Run>,
 }
 
 impl Sinks {
@@ -84,33 +88,75 @@ impl Sinks {
         (journal, instance): (&Path, &str),
         watch: &Arc<dyn Watch>,
     ) -> anyhow::Result<Sinks> {
-        let stop = CancellationToken::new();
-        let mut threads = Vec::new();
-        for Sink { target, select, progress } in sinks {
-            let name = progress.cursor.sink().to_owned();
-            let reader = Reader::open(journal).with_context(|| format!("sink {name}"))?;
-            let (range, instance, ended) =
-                ((progress.cursor.get(), end), instance.to_owned(), stop.clone());
-            // One part lies ready while one is delivered.
-            let (parts, parts_rx) = mpsc::channel(1);
-            let feed = move || feed::run(reader, range, (&select, &instance), &parts, &ended);
-            threads.push((format!("sink {name}"), spawn(&format!("feed-{name}"), feed)?));
-            let dead = DeadLetters::new(journal, &name);
-            let delivery = Delivery { progress, dead, watch: watch.clone(), stop: stop.clone() };
-            let deliver = move || deliver(target, delivery, parts_rx);
-            threads.push((format!("sink {name}"), spawn(&format!("sink-{name}"), deliver)?));
+        let mut all = Sinks {
+            journal: journal.to_owned(),
+            instance: instance.to_owned(),
+            watch: watch.clone(),
+            running: Vec::new(),
+            leaving: Vec::new(),
+        };
+        for sink in sinks {
+            all.add_until(sink, end)?;
         }
-        Ok(Sinks { stop, threads })
+        Ok(all)
+    }
+
+    /// Starts one more. It begins where its cursor stands.
+    ///
+    /// # Errors
+    /// As [`Sinks::start`].
+    pub fn add(&mut self, sink: Sink) -> anyhow::Result<()> {
+        self.add_until(sink, u64::MAX)
+    }
+
+    fn add_until(&mut self, sink: Sink, end: u64) -> anyhow::Result<()> {
+        let Sink { target, select, progress } = sink;
+        let name = progress.cursor.sink().to_owned();
+        let reader = Reader::open(&self.journal).with_context(|| format!("sink {name}"))?;
+        let stop = CancellationToken::new();
+        let (range, instance, ended) =
+            ((progress.cursor.get(), end), self.instance.clone(), stop.clone());
+        // One part lies ready while one is delivered.
+        let (parts, parts_rx) = mpsc::channel(1);
+        let dead = DeadLetters::new(&self.journal, &name);
+        let delivery = Delivery { progress, dead, watch: self.watch.clone(), stop: stop.clone() };
+        // The one that delivers comes first: it ends by itself if the other cannot be started.
+        let deliver = move || deliver(target, delivery, parts_rx);
+        let deliver = spawn(&format!("sink-{name}"), deliver)?;
+        let feed = move || feed::run(reader, range, (&select, &instance), &parts, &ended);
+        let feed = spawn(&format!("feed-{name}"), feed)?;
+        self.running.push(Run { name, stop, threads: [feed, deliver] });
+        Ok(())
+    }
+
+    /// Tells one to deliver what is there and end; nobody waits for it. See [`Sinks::left`].
+    pub fn remove(&mut self, name: &str) {
+        let of_this_name = |it: &mut Run| it.name == name;
+        for run in self.running.extract_if(.., of_this_name) {
+            run.stop.cancel();
+            self.leaving.push(run);
+        }
+    }
+
+    /// The removed ones that have ended since the last call, and how.
+    pub fn left(&mut self) -> Vec<(String, anyhow::Result<()>)> {
+        self.leaving.extract_if(.., |it| it.is_finished()).map(Run::join).collect()
+    }
+
+    /// Whether one of this name runs or has not ended yet.
+    pub fn has(&self, name: &str) -> bool {
+        self.running.iter().chain(&self.leaving).any(|it| it.name == name)
     }
 
     /// Whether all of them have ended.
     pub fn is_done(&self) -> bool {
-        self.threads.iter().all(|it| it.1.is_finished())
+        self.running.iter().all(Run::is_finished)
     }
 
     /// A sink that ended though nobody told it to.
     pub fn ended(&self) -> Option<&str> {
-        self.threads.iter().find(|it| it.1.is_finished()).map(|it| it.0.as_str())
+        let has_ended = |it: &&Run| it.threads.iter().any(JoinHandle::is_finished);
+        self.running.iter().find(has_ended).map(|it| it.name.as_str())
     }
 
     /// Lets the sinks deliver what is committed, until `deadline`.
@@ -118,20 +164,44 @@ impl Sinks {
     /// # Errors
     /// Why a sink failed, or that it hangs.
     pub fn stop(self, deadline: Instant) -> anyhow::Result<()> {
-        self.stop.cancel();
+        let runs: Vec<Run> = self.running.into_iter().chain(self.leaving).collect();
+        runs.iter().for_each(|it| it.stop.cancel());
         let mut result = Ok(());
-        for (name, thread) in self.threads {
-            while !thread.is_finished() && Instant::now() < deadline {
+        for run in runs {
+            while !run.is_finished() && Instant::now() < deadline {
                 thread::sleep(Duration::from_millis(5));
             }
+            let (name, ended) = run.join();
+            result = result.and(ended.with_context(|| format!("sink {name}")));
+        }
+        result
+    }
+}
+
+/// The threads of one sink: the one that reads and the one that delivers.
+struct Run {
+    name: String,
+    stop: CancellationToken,
+    threads: [JoinHandle<anyhow::Result<()>>; 2],
+}
+
+impl Run {
+    fn is_finished(&self) -> bool {
+        self.threads.iter().all(JoinHandle::is_finished)
+    }
+
+    /// How it ended; waits for nothing.
+    fn join(self) -> (String, anyhow::Result<()>) {
+        let mut result = Ok(());
+        for thread in self.threads {
             let ended = if thread.is_finished() {
                 thread.join().unwrap_or_else(|_| Err(anyhow::anyhow!("panicked")))
             } else {
                 Err(anyhow::anyhow!("still writing at the deadline"))
             };
-            result = result.and(ended.context(name));
+            result = result.and(ended);
         }
-        result
+        (self.name, result)
     }
 }
 

@@ -23,6 +23,7 @@ mod sink_figures;
 mod sink_rates;
 mod sinks;
 mod sinks_daemon;
+mod sinks_reload;
 mod soak;
 mod source;
 mod source_gate;

@@ -50,6 +50,7 @@ const ONLY: &[(&str, &[&str])] = &[
             "metrics/",
             "cli/",
             "daemon.rs",
+            "daemon/",
             "systemd.rs",
             "log.rs",
         ],
