@@ -13,10 +13,12 @@ use crate::{
     secret::Secret,
     sink::{
         broker::Topic,
+        nats,
         settings::{
             Address, Kafka, Login, Mechanism, Mqtt, Nats, NatsStream, Redis, Rotation, Select,
-            Target, Tls, Webhook,
+            Target, Tls, Unusable, Webhook,
         },
+        webhook,
     },
 };
 
@@ -39,16 +41,31 @@ impl Builder<'_> {
             self.belongs_to(it, kind);
             let odd = |it: char| !it.is_ascii_alphanumeric() && !"._-/".contains(it);
             if it.text("prefix").is_some_and(|it| it.contains(odd)) {
-                let problem = it.problem("prefix", "the prefix has other characters");
+                let message = format!("{} has other characters", it.quoted("prefix"));
+                let problem = it.problem("prefix", message);
                 self.problems.push(problem.allowed("a-z, A-Z, 0-9, `.`, `_`, `-`, `/`"));
             }
             let select = self.select(it, root);
             let client = format!("ghostwatch-{instance}-{name}");
             if let Some(target) = self.target(it, kind, client) {
+                self.alone(it, &target, &sinks);
                 sinks.push(SinkPlan { name, target, select });
             }
         }
         sinks
+    }
+
+    /// Refuses a second MQTT sink that would be in the way of the first.
+    fn alone(&mut self, it: &Fields, target: &Target, others: &[SinkPlan]) {
+        let Target::Mqtt(mine) = target else { return };
+        for SinkPlan { name, target, .. } in others {
+            if let Target::Mqtt(theirs) = target
+                && let Some(clash) = mine.clash(theirs)
+            {
+                let message = format!("sink {name} has {}", escaped(&clash.why));
+                self.problems.push(it.problem(clash.field, message));
+            }
+        }
     }
 
     /// Refuses fields that this type of sink does not have.
@@ -104,12 +121,13 @@ impl Builder<'_> {
     fn nats(&mut self, it: &Fields) -> Option<Nats> {
         self.needed(it, "servers", "nats")?;
         let servers = texts(it.list("servers")?);
-        if servers.iter().any(|it| it.contains('@') || !it.contains("://")) {
+        let plain = !servers.iter().any(|it| it.contains('@') || !it.contains("://"));
+        if !plain {
             let problem = it.problem("servers", "these are no addresses of NATS servers");
             self.problems.push(problem.allowed("nats://host:port, without user name and password"));
         }
         let made = NatsStream::default();
-        Some(Nats {
+        let settings = Nats {
             servers,
             subject_prefix: prefix(it, "ghostwatch.v1"),
             stream: it.text("stream").unwrap_or("GHOSTWATCH").to_owned(),
@@ -122,7 +140,11 @@ impl Builder<'_> {
             tls: self.tls_of(it),
             login: self.login(it),
             timeout: timeout(it),
-        })
+        };
+        if plain {
+            self.checked(it, nats::check(&settings));
+        }
+        Some(settings)
     }
 
     fn redis(&mut self, it: &Fields) -> Option<Redis> {
@@ -229,6 +251,7 @@ impl Builder<'_> {
             connect_timeout: Duration::from_secs(10),
             timeout: timeout(it),
         };
+        self.checked(it, webhook::check(&settings));
         Some(settings)
     }
 
@@ -267,9 +290,9 @@ impl Builder<'_> {
         Login { username: username.map(|it| it.expose().to_owned()), password, token }
     }
 
-    fn checked(&mut self, it: &Fields, result: anyhow::Result<()>) {
-        if let Err(error) = result {
-            self.problems.push(it.problem("type", escaped(&format!("{error:#}"))));
+    fn checked(&mut self, it: &Fields, result: Result<(), Unusable>) {
+        if let Err(Unusable { field, why }) = result {
+            self.problems.push(it.problem(field, escaped(&why)));
         }
     }
 }

@@ -121,10 +121,10 @@ fn what_cannot_be_is_told_with_its_place() {
     check(
         "{type: mqtt, url: 'mqtt://h', tls: {cert_file: c}, prefix: 'a/#'}",
         expect![[r#"
-        c.yaml:4:16: sinks[0].type: topic_prefix "a/#" must have 1 to 256 bytes, no `+`, `#` or control characters, and no `$` in front
         c.yaml:4:44: sinks[0].tls: the URL says mqtt://, which has no TLS
         c.yaml:4:56: sinks[0].tls.cert_file: cert_file and key_file come together
-        c.yaml:4:68: sinks[0].prefix: the prefix has other characters; allowed: a-z, A-Z, 0-9, `.`, `_`, `-`, `/`"#]],
+        c.yaml:4:68: sinks[0].prefix: `a/#` has other characters; allowed: a-z, A-Z, 0-9, `.`, `_`, `-`, `/`
+        c.yaml:4:68: sinks[0].prefix: "a/#" must have 1 to 256 bytes, no `+`, `#` or control characters, and no `$` in front"#]],
     );
     check(
         "{type: stdout, streams: [front], types: [labels], top: 6}",
@@ -139,4 +139,59 @@ fn what_cannot_be_is_told_with_its_place() {
             c.yaml:4:51: sinks[0].headers: a header has no colon; allowed: Name: value
             c.yaml:4:77: sinks[0].token_file: /nowhere: No such file or directory (os error 2)"#]],
     );
+}
+
+#[test]
+fn what_a_broker_would_refuse_only_later_is_told_at_once() {
+    let check = |sink: &str, said: &str| {
+        let told = read(sink).unwrap_err();
+        let lines: Vec<&str> = told.lines().collect();
+        assert_eq!(lines.len(), 1, "{told}");
+        let found = lines[0].split_once(": sinks[0].").map(|it| it.1);
+        assert_eq!(found.and_then(|it| it.strip_prefix(said)).map(|_| ()), Some(()), "{told}");
+    };
+    let hook = |url: &str, said: &str| check(&format!("{{type: webhook, url: '{url}'}}"), said);
+    hook("ftp://h/?token=s", "url: it must begin with http:// or https://");
+    hook("http://a b/", "url: it is no URL: ");
+    hook("https://u:p@h/", "url: it holds a user or password");
+    hook("https:///x", "url: it ");
+    hook("https://h:99999/", "url: its port is no number");
+    hook("h/in", "url: it is no URL: ");
+    let header = |text: &str, said: &str| {
+        check(&format!("{{type: webhook, url: 'http://h', headers: [\"{text}\"]}}"), said);
+    };
+    header("X Key: v", "headers: \"X Key\" is no name of a header");
+    header("X-Key: a\\nb", "headers: \"X-Key\" has a value with characters");
+    let nats = |server: &str, said: &str| {
+        check(&format!("{{type: nats, servers: ['nats://ok', '{server}']}}"), said);
+    };
+    nats("http://h:4222", "servers: \"http://h:4222\" is no address: invalid scheme");
+    nats("nats://h:99999", "servers: \"nats://h:99999\" is no address: ");
+    nats("nats://", "servers: \"nats://\" is no address: it names no host");
+    let prefix = |it: &str, said: &str| {
+        check(&format!("{{type: nats, servers: ['nats://h'], {it}}}"), said);
+    };
+    for odd in ["a..b", ".a", "a."] {
+        prefix(&format!("prefix: '{odd}'"), &format!("prefix: \"{odd}\" has an empty part"));
+    }
+    prefix("stream: 'A.B'", "stream: \"A.B\" has a space");
+    assert!(!read("{type: webhook, url: 'ftp://h/?token=s3cret'}").unwrap_err().contains("s3cret"));
+}
+
+#[test]
+fn two_mqtt_sinks_that_would_be_in_each_others_way_are_refused() {
+    let two = |second: &str| {
+        read(&format!(
+            "{{type: mqtt, name: a, url: 'mqtt://Broker'}}, {{type: mqtt, name: b, {second}}}"
+        ))
+    };
+    let told = two("url: 'mqtt://broker:1883'").unwrap_err();
+    let why = "sinks[1].prefix: sink a has \"ghostwatch\" on broker:1883 too: both would write ghostwatch/available and the last labels";
+    assert!(told.contains(why), "{told}");
+    let told = two("url: 'mqtt://broker', prefix: gw, client_id: ghostwatch-box-a").unwrap_err();
+    let why = "sinks[1].client_id: sink a has \"ghostwatch-box-a\" on broker:1883 too: the broker would end one connection";
+    assert!(told.contains(why), "{told}");
+    two("url: 'mqtt://broker', prefix: gw").unwrap();
+    two("url: 'mqtt://broker:1884'").unwrap();
+    two("url: 'mqtt://other'").unwrap();
 }

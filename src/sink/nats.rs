@@ -50,7 +50,7 @@ use tokio::{sync::watch, time::timeout};
 
 use crate::sink::{
     broker::{Acks, Broker, Code, Fault, Message, Topic},
-    settings::{Login, Nats as Settings},
+    settings::{Login, Nats as Settings, Unusable},
     tls,
 };
 
@@ -76,6 +76,37 @@ struct Connection {
     /// The last refusal that the server sent on its own.
     refusal: Arc<Mutex<Option<String>>>,
     place: String,
+}
+
+/// Checks what a server would refuse only when the first event comes.
+///
+/// # Errors
+/// What is wrong with which setting.
+pub fn check(settings: &Settings) -> Result<(), Unusable> {
+    for server in &settings.servers {
+        // The client would also take an address without a scheme, or one that names no host.
+        let host = server.parse::<ServerAddr>().map(|it| it.host().to_owned());
+        let why = match host {
+            Ok(it) if !it.is_empty() => continue,
+            Ok(_) => "it names no host".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        return Err(Unusable::new("servers", format!("{server:?} is no address: {why}")));
+    }
+    let Settings { subject_prefix: prefix, stream, .. } = settings;
+    let bad =
+        |it: &str| it.is_empty() || it.contains(|it: char| it.is_control() || " *>".contains(it));
+    if prefix.split('.').any(bad) {
+        let why =
+            format!("{prefix:?} has an empty part, a space, `*` or `>`, which no subject can have");
+        return Err(Unusable::new("prefix", why));
+    }
+    let odd = |it: char| it.is_control() || it.is_whitespace() || ".*>/\\".contains(it);
+    if stream.is_empty() || stream.contains(odd) {
+        let why = format!("{stream:?} has a space, `.`, `*`, `>`, `/` or `\\`, or is empty");
+        return Err(Unusable::new("stream", why));
+    }
+    Ok(())
 }
 
 impl Nats {

@@ -74,6 +74,28 @@ pub struct Login {
     pub token: Option<Secret>,
 }
 
+/// A setting that cannot work, however the broker is.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {why}")]
+pub struct Unusable {
+    /// The field of the configuration.
+    pub field: &'static str,
+    /// Why, with the value unless that can be a secret.
+    pub why: String,
+}
+
+impl Unusable {
+    /// A field and why it cannot work.
+    pub fn new(field: &'static str, why: impl Into<String>) -> Unusable {
+        Unusable { field, why: why.into() }
+    }
+
+    /// An error unless `good`.
+    fn unless(good: bool, field: &'static str, why: impl Into<String>) -> Result<(), Unusable> {
+        if good { Ok(()) } else { Err(Unusable::new(field, why)) }
+    }
+}
+
 /// Where the servers are, and what is written there.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Nats {
@@ -243,20 +265,48 @@ impl Mqtt {
     ///
     /// # Errors
     /// What is wrong with which setting.
-    pub fn check(&self) -> anyhow::Result<()> {
+    pub fn check(&self) -> Result<(), Unusable> {
         let prefix = &self.topic_prefix;
         let odd = |it: char| it.is_control() || "+#".contains(it);
-        ensure!(
+        Unusable::unless(
             (1..=256).contains(&prefix.len()) && !prefix.starts_with('$') && !prefix.contains(odd),
-            "topic_prefix {prefix:?} must have 1 to 256 bytes, no `+`, `#` or control characters, and no `$` in front"
-        );
-        ensure!((1..=256).contains(&self.client_id.len()), "client_id must have 1 to 256 bytes");
-        ensure!(
-            (1..=u64::from(u16::MAX)).contains(&self.keep_alive.as_secs()),
-            "keep_alive must be between 1 s and 65535 s"
-        );
-        ensure!(0 < self.max_inflight, "max_inflight must be at least 1");
-        Ok(())
+            "prefix",
+            format!(
+                "{prefix:?} must have 1 to 256 bytes, no `+`, `#` or control characters, and no `$` in front"
+            ),
+        )?;
+        let client = &self.client_id;
+        Unusable::unless(
+            (1..=256).contains(&client.len()),
+            "client_id",
+            format!("{client:?} must have 1 to 256 bytes"),
+        )?;
+        let alive = self.keep_alive.as_secs();
+        Unusable::unless(
+            (1..=u64::from(u16::MAX)).contains(&alive),
+            "keep_alive",
+            format!("{alive} s must be between 1 s and 65535 s"),
+        )?;
+        Unusable::unless(0 < self.max_inflight, "type", "max_inflight must be at least 1")
+    }
+
+    /// Why two sinks cannot be: what they write under the same names differs, and the broker ends
+    /// the older connection of two with one name.
+    pub fn clash(&self, other: &Mqtt) -> Option<Unusable> {
+        let Address { host, port, .. } = &self.address;
+        let same_host = host.eq_ignore_ascii_case(&other.address.host);
+        if !same_host || *port != other.address.port {
+            return None;
+        }
+        let (prefix, client) = (&self.topic_prefix, &self.client_id);
+        if *prefix == other.topic_prefix {
+            let why = format!(
+                "{prefix:?} on {host}:{port} too: both would write {prefix}/available and the last labels"
+            );
+            return Some(Unusable::new("prefix", why));
+        }
+        let why = format!("{client:?} on {host}:{port} too: the broker would end one connection");
+        (*client == other.client_id).then(|| Unusable::new("client_id", why))
     }
 }
 
@@ -324,25 +374,32 @@ impl Kafka {
     ///
     /// # Errors
     /// What is wrong with which setting.
-    pub fn check(&self) -> anyhow::Result<()> {
+    pub fn check(&self) -> Result<(), Unusable> {
         let prefix = &self.topic_prefix;
         let plain = |it: char| it.is_ascii_alphanumeric() || "._-".contains(it);
-        ensure!(
+        Unusable::unless(
             (1..=200).contains(&prefix.len()) && prefix.chars().all(plain),
-            "topic_prefix {prefix:?} must have 1 to 200 of the letters, digits, `.`, `_` and `-`"
-        );
+            "prefix",
+            format!("{prefix:?} must have 1 to 200 of the letters, digits, `.`, `_` and `-`"),
+        )?;
         let odd = |it: &String| it.is_empty() || it.contains([',', '/', '@', ' ']);
-        ensure!(
-            !self.servers.is_empty() && !self.servers.iter().any(odd),
-            "servers must be a list of host:port"
-        );
-        ensure!((1..=100_000).contains(&self.max_inflight), "max_inflight must be 1 to 100000");
-        ensure!(
-            (1_000..=1_000_000_000).contains(&self.message_bytes_max),
-            "message_bytes_max must be between 1000 and 1000000000"
-        );
-        ensure!(self.login.token.is_none(), "Kafka takes a user name and a password, not a token");
-        Ok(())
+        let good = !self.servers.is_empty() && !self.servers.iter().any(odd);
+        Unusable::unless(good, "servers", "it must be a list of host:port")?;
+        let most = self.max_inflight;
+        Unusable::unless(
+            (1..=100_000).contains(&most),
+            "type",
+            format!("max_inflight is {most} and must be 1 to 100000"),
+        )?;
+        let bytes = self.message_bytes_max;
+        Unusable::unless(
+            (1_000..=1_000_000_000).contains(&bytes),
+            "message_bytes",
+            format!("{bytes} must be between 1000 and 1000000000"),
+        )?;
+        let no_token = self.login.token.is_none();
+        let why = "Kafka takes a user name and a password, not a token";
+        Unusable::unless(no_token, "token_file", why)
     }
 
     /// The name of a topic.

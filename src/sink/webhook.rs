@@ -31,7 +31,7 @@ use crate::{
     secret::Secret,
     sink::{
         broker::{Acks, Broker, Code, Fault, Message},
-        settings::{Login, Webhook as Settings},
+        settings::{Login, Unusable, Webhook as Settings},
         tls,
     },
 };
@@ -65,12 +65,20 @@ struct Target {
     headers: HeaderMap,
 }
 
+/// Checks the URL and the headers.
+///
+/// # Errors
+/// They cannot be used; the text shows no more of them than a header's name.
+pub fn check(settings: &Settings) -> Result<(), Unusable> {
+    Target::of(settings).map(drop)
+}
+
 impl Webhook {
     /// Connects nowhere yet.
     ///
     /// # Errors
     /// The URL or a header cannot be used; the text does not show them.
-    pub fn new(settings: Settings) -> anyhow::Result<Webhook> {
+    pub fn new(settings: Settings) -> Result<Webhook, Unusable> {
         let target = Target::of(&settings)?;
         Ok(Webhook { settings, target, connection: None, unanswered: None })
     }
@@ -169,44 +177,57 @@ impl Webhook {
 }
 
 impl Target {
-    fn of(settings: &Settings) -> anyhow::Result<Target> {
-        let uri: Uri = settings.url.expose().parse().map_err(|_| anyhow!("no valid URL"))?;
+    fn of(settings: &Settings) -> Result<Target, Unusable> {
+        let bad = |why: &str| Unusable::new("url", why);
+        let uri: Uri = settings
+            .url
+            .expose()
+            .parse()
+            .map_err(|it| Unusable::new("url", format!("it is no URL: {it}")))?;
         let secure = match uri.scheme_str() {
             Some("https") => true,
             Some("http") => false,
-            _ => return Err(anyhow!("the URL must begin with http:// or https://")),
+            _ => return Err(bad("it must begin with http:// or https://")),
         };
-        let authority = uri.authority().ok_or_else(|| anyhow!("the URL names no host"))?;
+        let authority = uri.authority().ok_or_else(|| bad("it names no host"))?;
         if authority.as_str().contains('@') {
-            return Err(anyhow!("the URL holds a user or password; give them apart"));
+            return Err(bad("it holds a user or password; give them apart"));
         }
         let (host, port) = (authority.host().to_owned(), authority.port_u16());
+        if host.is_empty() {
+            return Err(bad("it names no host"));
+        }
+        if port.is_none() && authority.as_str().len() != host.len() {
+            return Err(bad("its port is no number from 0 to 65535"));
+        }
         let mut headers = HeaderMap::new();
-        headers.insert(HOST, HeaderValue::from_str(authority.as_str())?);
+        let named = HeaderValue::from_str(authority.as_str());
+        headers.insert(HOST, named.map_err(|_| bad("its host is no header"))?);
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
         let agent = concat!("ghostwatch/", env!("CARGO_PKG_VERSION"));
         headers.insert(USER_AGENT, HeaderValue::from_static(agent));
-        let secret = |text: &str| {
-            let mut value = HeaderValue::from_str(text)?;
-            value.set_sensitive(true);
-            anyhow::Ok(value)
-        };
         let Login { username, password, token } = &settings.login;
         if let Some(token) = token {
             let value = secret(&format!("Bearer {}", token.expose()));
-            headers.insert(AUTHORIZATION, value.map_err(|_| anyhow!("the token is no header"))?);
+            let no_header = "its token has characters that a header cannot have";
+            let value = value.ok_or_else(|| Unusable::new("token_file", no_header))?;
+            headers.insert(AUTHORIZATION, value);
         } else if username.is_some() || password.is_some() {
             let password = password.as_ref().map_or("", Secret::expose);
             let both = format!("{}:{password}", username.as_deref().unwrap_or(""));
-            headers.insert(AUTHORIZATION, secret(&format!("Basic {}", base64(both.as_bytes())))?);
+            let value = secret(&format!("Basic {}", base64(both.as_bytes())));
+            headers.insert(AUTHORIZATION, value.expect("base64 has only letters of a header"));
         }
         for (name, value) in &settings.headers {
-            let bad = |_| anyhow!("{name:?} is no header, or its value cannot be one");
-            let known = HeaderName::try_from(name).map_err(|it| bad(it.into()))?;
-            headers.insert(known, secret(value.expose()).map_err(bad)?);
+            let bad = |why| Unusable::new("headers", format!("{name:?} {why}"));
+            let known = HeaderName::try_from(name).map_err(|_| bad("is no name of a header"))?;
+            let value = secret(value.expose());
+            let no_value = "has a value with characters that a header cannot have";
+            headers.insert(known, value.ok_or_else(|| bad(no_value))?);
         }
         // A request names the path only; the host stands in its header.
-        let path = uri.path_and_query().map_or("/", |it| it.as_str()).parse()?;
+        let path = uri.path_and_query().map_or("/", |it| it.as_str()).parse();
+        let path = path.map_err(|_| bad("its path cannot be asked for"))?;
         let port = port.unwrap_or(if secure { 443 } else { 80 });
         Ok(Target { uri: path, host, port, secure, headers })
     }
@@ -299,6 +320,13 @@ impl Broker for Webhook {
     async fn close(&mut self) {
         self.connection = None;
     }
+}
+
+/// A header's value that is never printed; `None` if it cannot be one.
+fn secret(text: &str) -> Option<HeaderValue> {
+    let mut value = HeaderValue::from_str(text).ok()?;
+    value.set_sensitive(true);
+    Some(value)
 }
 
 /// The letters of a user and password for `Basic`.
