@@ -308,7 +308,8 @@ impl Daemon {
             }
             self.tick();
         }
-        self.drain(failed.or(unread))
+        let finish = self.options.once && !signals.stop.load(Relaxed) && failed.is_none();
+        self.drain(failed.or(unread), finish)
     }
 
     /// Feeds the watchdog while all loops turn, and forgets streams whose last frame is published.
@@ -387,8 +388,9 @@ impl Daemon {
         Ok(())
     }
 
-    /// Stops the sources and lets every frame find its outcome.
-    fn drain(self, failed: Option<anyhow::Error>) -> anyhow::Result<()> {
+    /// Stops the sources and lets every frame find its outcome, and with `finish` every event its
+    /// way to the sinks.
+    fn drain(self, failed: Option<anyhow::Error>, finish: bool) -> anyhow::Result<()> {
         tracing::info!("draining");
         self.observer.ready(false);
         self.notify.stopping();
@@ -399,8 +401,12 @@ impl Daemon {
             anyhow::anyhow!("still running after {} s: {}", DRAIN.as_secs(), stuck.join(", "))
         });
         // Everything is committed: the sinks can finish.
-        let sinks = self.sinks.stop(deadline);
-        if let Ok(mut journal) = self.journal.try_recv() {
+        let mut journal = self.journal.try_recv().ok();
+        let sinks = match &journal {
+            Some(it) if finish => self.sinks.finish(it.stats().next - 1, deadline),
+            _ => self.sinks.stop(deadline),
+        };
+        if let Some(journal) = &mut journal {
             // Saves how far the sinks have come since.
             journal.maintain()?;
         }

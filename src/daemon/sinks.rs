@@ -6,7 +6,8 @@
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     sync::Arc,
-    time::Instant,
+    thread,
+    time::{Duration, Instant},
 };
 
 use crate::{
@@ -162,6 +163,43 @@ impl Outlets {
     pub(super) fn stop(self, deadline: Instant) -> anyhow::Result<()> {
         self.sinks.stop(deadline)
     }
+
+    /// As [`Outlets::stop`], but everything up to the event `last` must be delivered: a broker that
+    /// is away is waited for.
+    ///
+    /// # Errors
+    /// Also which sinks are behind, and how far.
+    pub(super) fn finish(self, last: u64, deadline: Instant) -> anyhow::Result<()> {
+        let all: Vec<Arc<Progress>> =
+            self.known.values().filter(|it| self.sinks.has(it.cursor.sink())).cloned().collect();
+        // What a sink needs to end in order is kept back.
+        let patience = deadline - deliver::GRACE - Duration::from_millis(500);
+        while all.iter().any(|it| it.cursor.get() < last)
+            && self.sinks.ended().is_none()
+            && Instant::now() < patience
+        {
+            thread::sleep(Duration::from_millis(20));
+        }
+        let ended = self.stop(deadline);
+        let mut late: Vec<String> = all.iter().filter_map(|it| behind(it, last)).collect();
+        if late.is_empty() {
+            return ended;
+        }
+        late.sort();
+        let what =
+            format!("{}; they are kept in the journal and sent at the next run", late.join(", "));
+        Err(match ended {
+            Ok(()) => anyhow::anyhow!(what),
+            Err(error) => error.context(what),
+        })
+    }
+}
+
+/// What a sink has still to deliver, in words.
+fn behind(sink: &Progress, last: u64) -> Option<String> {
+    let count = last.checked_sub(sink.cursor.get()).filter(|it| 0 < *it)?;
+    let events = if count == 1 { "event" } else { "events" };
+    Some(format!("sink {} is {count} {events} behind", sink.cursor.sink()))
 }
 
 /// Where a sink begins that has not run in this process: where it was the last time, or after

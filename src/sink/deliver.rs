@@ -31,7 +31,7 @@ const AFTER_AUTH: Duration = Duration::from_secs(30);
 /// How often the same trouble is logged.
 const SAY_EVERY: Duration = Duration::from_secs(10);
 /// How long a stopping sink tries to deliver what is left; the rest stays in the journal.
-const GRACE: Duration = Duration::from_secs(5);
+pub const GRACE: Duration = Duration::from_secs(5);
 
 /// Told of every acknowledgement.
 pub trait Watch: Send + Sync {

@@ -239,3 +239,55 @@ fn each_sink_gets_what_its_configuration_says() {
     let wanted: Vec<&str> = others.iter().map(|it| it["id"].as_str().unwrap()).collect();
     assert_eq!(found, wanted);
 }
+
+/// Runs a clip to its end with a webhook that answers as `plan` says.
+fn once(receiver: &Receiver) -> (tempfile::TempDir, std::process::Output) {
+    let folder = tempfile::tempdir().unwrap();
+    let sinks = hook_sink(receiver) + "  - {type: file, path: all.ndjson}\n";
+    with_sinks(folder.path(), "  p: {url: \"test:?size=64x48&frames=30\"}\n", &sinks);
+    let output = ghostwatch(folder.path()).args(["run", "--once"]).output().unwrap();
+    (folder, output)
+}
+
+#[test]
+fn once_waits_for_a_sink_that_is_behind() {
+    let first = std::sync::OnceLock::new();
+    let receiver = Receiver::start(None, move |_, _| {
+        let down = first.get_or_init(Instant::now).elapsed() < Duration::from_millis(1_500);
+        if down { Do::Answer("503 Service Unavailable", String::new()) } else { ok() }
+    });
+    let (folder, output) = once(&receiver);
+    assert!(output.status.success(), "{}", said(&output));
+    let journal = read_all(&folder.path().join("journal.db"));
+    check_complete(&hooked(&receiver)[..], &journal, "the webhook");
+}
+
+#[test]
+fn once_tells_of_a_sink_that_stays_behind_and_the_next_run_sends_the_rest() {
+    let down = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let is_down = down.clone();
+    let receiver = Receiver::start(None, move |_, _| {
+        if is_down.load(std::sync::atomic::Ordering::Relaxed) {
+            return Do::Answer("503 Service Unavailable", String::new());
+        }
+        ok()
+    });
+    let start = Instant::now();
+    let (folder, output) = once(&receiver);
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    println!("gave up after {:.1} s", start.elapsed().as_secs_f64());
+    let journal = read_all(&folder.path().join("journal.db"));
+    let told = format!(
+        "sink webhook is {} events behind; they are kept in the journal and sent at the next run",
+        journal.len()
+    );
+    let last = said(&output).lines().last().unwrap().to_owned();
+    assert!(last.ends_with(&told) && !last.contains("sink file"), "{last}\n{told}");
+    down.store(false, std::sync::atomic::Ordering::Relaxed);
+    let refused = receiver.seen().len();
+    let output = ghostwatch(folder.path()).args(["run", "--once"]).output().unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+    let sent = receiver.seen()[refused..].iter().map(|it| it.body.clone()).collect::<String>();
+    let sent: Vec<String> = sent.lines().map(str::to_owned).collect();
+    assert!(sent == read_all(&folder.path().join("journal.db")), "everything, once");
+}
