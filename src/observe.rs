@@ -1,16 +1,18 @@
 //! What the stages tell, turned into metrics and health. The only place that knows all three.
 
 use std::{
+    borrow::Cow,
+    collections::BTreeMap,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant, SystemTime},
 };
 
 use crate::{
     config::plan::StreamPlan,
-    frame::{Meta, StateChange},
+    frame::{Meta, State as StreamState, StateChange},
     http::{Check, Health, State},
     infer::{
         batch::{self, CloseReason},
@@ -40,6 +42,11 @@ pub struct Observer {
     writable: AtomicBool,
     ready: AtomicBool,
     gpu: Option<String>,
+    /// The streams, and what is to be said of those that do not run.
+    streams: Mutex<BTreeMap<String, Option<String>>>,
+    sinks: Mutex<BTreeMap<String, Arc<Progress>>>,
+    /// The sequence number that the journal's next event gets.
+    next: AtomicU64,
     selftest: Mutex<Check>,
     /// Whose answers the self-test compares with.
     reference: String,
@@ -75,6 +82,9 @@ impl Observer {
             writable: AtomicBool::new(true),
             ready: AtomicBool::new(false),
             gpu,
+            streams: Mutex::default(),
+            sinks: Mutex::default(),
+            next: AtomicU64::new(1),
             selftest: Mutex::new(selftest(&loaded.agreement, loaded.passes(), by)),
             reference: by.clone(),
         })
@@ -101,11 +111,13 @@ impl Observer {
     /// Shows a sink.
     pub fn add_sink(&self, sink: &Arc<Progress>) {
         self.metrics.add_sink(sink.clone());
+        locked(&self.sinks).insert(sink.cursor.sink().to_owned(), sink.clone());
     }
 
     /// Shows a sink no more. It has ended.
     pub fn remove_sink(&self, name: &str) {
         self.metrics.remove_sink(name);
+        locked(&self.sinks).remove(name);
     }
 
     /// Shows a stream.
@@ -113,12 +125,14 @@ impl Observer {
         self.metrics.add_stream(stream.clone(), plan.max_fps);
         let (capacity, counts) = &added.queue;
         self.metrics.add_edge(&queue(stream), *capacity, counts.clone());
+        locked(&self.streams).insert(stream.id.clone(), Some("starting".to_owned()));
     }
 
     /// Shows a stream no more, unless another has taken its name.
     pub fn remove(&self, stream: &Arc<Stream>) {
         self.metrics.remove_stream(&stream.id);
         self.metrics.remove_queue(&queue(stream));
+        locked(&self.streams).remove(&stream.id);
     }
 
     /// Whether frames are taken.
@@ -155,7 +169,7 @@ impl Observer {
         let writable = self.writable.load(Relaxed);
         let ready = self.ready.load(Relaxed);
         let ok = |it: bool| if it { Health::Ok } else { Health::Failed };
-        vec![
+        let mut checks = vec![
             check("model", ok(ready), if ready { "loaded" } else { "starting or draining" }),
             self.selftest.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             check("journal", ok(writable), if writable { "writable" } else { "takes no events" }),
@@ -164,12 +178,53 @@ impl Observer {
                 None => check("gpu", Health::Ok, "none, or in use"),
                 Some(reason) => check("gpu", Health::Degraded, reason.clone()),
             },
-        ]
+        ];
+        let next = self.next.load(Relaxed);
+        checks.extend(locked(&self.sinks).values().map(|it| sink(it, next)));
+        for (id, idle) in &*locked(&self.streams) {
+            let degraded = |it: &String| check(format!("stream {id}"), Health::Degraded, it);
+            checks.extend(idle.as_ref().map(degraded));
+        }
+        checks
     }
 }
 
-fn check(name: &'static str, health: Health, detail: impl Into<String>) -> Check {
-    Check { name, health, detail: detail.into() }
+fn check(name: impl Into<Cow<'static, str>>, health: Health, detail: impl Into<String>) -> Check {
+    Check { name: name.into(), health, detail: detail.into() }
+}
+
+/// A sink that is down costs nothing but time: its events wait in the journal.
+fn sink(it: &Progress, next: u64) -> Check {
+    let (up, at_risk) = (it.up.load(Relaxed), it.cursor.is_at_risk());
+    let behind = next.saturating_sub(it.cursor.get() + 1);
+    let mut detail = format!("{}, {behind} events behind", if up { "up" } else { "down" });
+    if at_risk {
+        detail += ", and retention will soon remove the first";
+    }
+    if let Some(trouble) = it.trouble() {
+        detail += &format!(": {trouble}");
+    }
+    let health = if up && !at_risk { Health::Ok } else { Health::Degraded };
+    check(format!("sink {}", it.cursor.sink()), health, detail)
+}
+
+/// What is to be said of a stream that does not run; one that has ended is as it should be.
+fn idle(change: &StateChange) -> Option<String> {
+    if matches!(change.state, StreamState::Up | StreamState::Ended) {
+        return None;
+    }
+    let mut detail = change.state.name().to_owned();
+    if let Some(code) = change.code {
+        detail += &format!(", {}", code.name());
+    }
+    if let Some(said) = &change.detail {
+        detail += &format!(": {said}");
+    }
+    Some(detail)
+}
+
+fn locked<T>(it: &Mutex<T>) -> MutexGuard<'_, T> {
+    it.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn selftest(agreement: &Agreement, passed: bool, by: &str) -> Check {
@@ -219,6 +274,7 @@ impl publish::Watch for Observer {
     fn committed(&self, took: Duration, stats: Stats) {
         self.metrics.journal_committed(took);
         self.metrics.journal_stats(stats);
+        self.next.store(stats.next, Relaxed);
     }
 
     fn lost(&self, events: usize) {
@@ -232,6 +288,10 @@ impl publish::Watch for Observer {
 
     fn changed(&self, change: &StateChange) {
         self.metrics.stream_changed(change);
+        // One that was taken out is told of no more.
+        if let Some(it) = locked(&self.streams).get_mut(&change.stream.id) {
+            *it = idle(change);
+        }
     }
 
     fn writable(&self, writable: bool) {

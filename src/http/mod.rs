@@ -4,6 +4,7 @@
 //! is stuck. HTTP/1 only; there is no cross-origin header, so that no web page can read it.
 
 use std::{
+    borrow::Cow,
     convert::Infallible,
     io,
     net::{SocketAddr, TcpListener as StdListener},
@@ -71,7 +72,7 @@ pub enum Health {
 #[derive(Clone, Debug)]
 pub struct Check {
     /// Which.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// How it is.
     pub health: Health,
     /// In words, without secrets. May be empty.
@@ -87,7 +88,7 @@ pub struct State {
     pub metrics: Arc<Metrics>,
     /// For `/livez`: whether the stages' loops turn.
     pub live: Look,
-    /// For `/readyz`: model loaded, self-test passed, journal writable.
+    /// For `/readyz`: model loaded, self-test passed, journal writable; what cameras and brokers miss.
     pub ready: Look,
 }
 

@@ -99,7 +99,7 @@ impl Delivery {
         loop {
             let fault = match broker.connect().await {
                 Ok(()) => {
-                    self.progress.up.store(true, Relaxed);
+                    self.progress.connected();
                     match self.serve(broker, parts, &mut pending, &mut trouble).await {
                         None => return Ok(()),
                         Some(fault) => fault,
@@ -107,8 +107,7 @@ impl Delivery {
                 }
                 Err(fault) => fault,
             };
-            self.progress.up.store(false, Relaxed);
-            self.progress.failed(fault.code);
+            self.progress.broken(&fault);
             if fault.code == Code::Closed {
                 return Err(fault.error);
             }

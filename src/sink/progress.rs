@@ -2,13 +2,16 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, SystemTime},
 };
 
-use crate::{journal::cursor::Cursor, sink::broker::Code};
+use crate::{
+    journal::cursor::Cursor,
+    sink::broker::{Code, Fault},
+};
 
 /// The counts of one sink.
 #[derive(Debug)]
@@ -30,6 +33,8 @@ pub struct Progress {
     /// Events that were gone from the journal before this sink had them.
     pub lost: AtomicU64,
     errors: [AtomicU64; Code::ALL.len()],
+    /// Why it is not connected; `None` while it is, and before the first try.
+    trouble: Mutex<Option<String>>,
     /// When the oldest message in hand was appended, in microseconds since 1970; 0 if none is.
     oldest_us: AtomicI64,
 }
@@ -47,8 +52,28 @@ impl Progress {
             dead: AtomicU64::default(),
             lost: AtomicU64::default(),
             errors: Default::default(),
+            trouble: Mutex::default(),
             oldest_us: AtomicI64::default(),
         })
+    }
+
+    /// It is connected.
+    pub fn connected(&self) {
+        self.up.store(true, Relaxed);
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// The connection is lost, or there was none to be had.
+    pub fn broken(&self, fault: &Fault) {
+        self.up.store(false, Relaxed);
+        self.failed(fault.code);
+        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        *trouble = Some(fault.to_string());
+    }
+
+    /// The last failure, without secrets, if nothing has gone well since.
+    pub fn trouble(&self) -> Option<String> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Counts a failure.

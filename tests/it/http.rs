@@ -24,7 +24,7 @@ const TOKEN: &str = "correct-horse-battery";
 const BASIC: &str = "dXNlcjpjb3JyZWN0LWhvcnNlLWJhdHRlcnk=";
 
 fn check(name: &'static str, health: Health, detail: &str) -> Check {
-    Check { name, health, detail: detail.to_owned() }
+    Check { name: name.into(), health, detail: detail.to_owned() }
 }
 
 fn start(listen: IpAddr, access: Access) -> anyhow::Result<(Handle, Arc<Metrics>)> {

@@ -291,3 +291,33 @@ fn once_tells_of_a_sink_that_stays_behind_and_the_next_run_sends_the_rest() {
     let sent: Vec<String> = sent.lines().map(str::to_owned).collect();
     assert!(sent == read_all(&folder.path().join("journal.db")), "everything, once");
 }
+
+#[test]
+fn readyz_names_the_sinks_and_the_streams_that_do_not_run_and_stays_ready() {
+    let folder = tempfile::tempdir().unwrap();
+    let broken = |_: usize, _: &_| Do::Answer("500 Internal Server Error", String::new());
+    let receiver = Receiver::start(None, broken);
+    let sinks = hook_sink(&receiver) + "  - {type: file, path: all.ndjson}\n";
+    let streams = format!("{STREAM}  gone: {{url: \"file:///no/such/clip.mp4\"}}\n");
+    let listen = with_sinks(folder.path(), &streams, &sinks);
+    let child = start(folder.path());
+    wait_long("some frames", || 20 < published(&listen, "p"));
+    let line = |start: &str| {
+        let answer = crate::end_to_end::get(&listen, "/readyz?verbose").unwrap_or_default();
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("degraded\n"), "{answer}");
+        answer.lines().find(|it| it.starts_with(start)).unwrap_or_default().to_owned()
+    };
+    wait_until("the webhook is down", || {
+        let said = line("[~] sink webhook: down, ");
+        let behind = said.split(' ').nth(4).and_then(|it| it.parse::<u64>().ok());
+        said.contains(" events behind: error: webhook 127.0.0.1:")
+            && said.contains("answered 500")
+            && behind.is_some_and(|it| 20 < it)
+    });
+    wait_until("the file is up", || line("[+] sink file: up, ").ends_with(" events behind"));
+    wait_until("a stream is down", || {
+        line("[~] stream gone: down, not_found: ").contains("/no/such/clip.mp4")
+    });
+    assert_eq!(line("[~] stream p"), "", "a stream that runs is no news");
+    drain(child, folder.path());
+}
