@@ -27,7 +27,7 @@ use crate::{
     http,
     infer::{
         Model,
-        batch::Batching,
+        batch::{Batching, Selftest},
         device::{Engine, GpuStatus},
         load::{self, Choice, Loaded},
         wanted::{Use, Wanted},
@@ -59,6 +59,8 @@ pub struct Options {
 
 /// How long a drain may take.
 const DRAIN: Duration = Duration::from_secs(10);
+/// A lane with nothing to do repeats the golden self-test this often.
+const SELFTEST_EVERY: Duration = Duration::from_secs(300);
 /// How often signals and stages are looked at.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -104,6 +106,8 @@ struct Daemon {
     /// Comes back once its stage has ended.
     journal: mpsc::Receiver<Writer>,
     notify: systemd::Notifier,
+    /// It was told that frames are taken.
+    ready: bool,
 }
 
 /// Runs until a signal, the end of all files with `once`, or a failure.
@@ -122,7 +126,7 @@ pub fn run(plan: Plan, options: Options) -> anyhow::Result<()> {
         _ => GpuStatus::find(plan.device.cuda.as_deref()),
     };
     let loaded = load_model(&plan, &gpu)?;
-    let observer = Observer::new(&loaded, &gpu);
+    let observer = Observer::new(&loaded, lanes(&plan, &loaded), &gpu);
     let _http = serve(&plan, &observer)?;
     let (sinks, orders) = Outlets::start(&plan, options.print, &mut journal, &observer)?;
     let (journal_back, journal_rx) = mpsc::sync_channel(1);
@@ -144,11 +148,10 @@ pub fn run(plan: Plan, options: Options) -> anyhow::Result<()> {
         sinks,
         journal: journal_rx,
         notify,
+        ready: false,
     };
     daemon.add_all()?;
     daemon.observer.reloaded(true);
-    daemon.observer.ready(true);
-    daemon.notify.ready();
     daemon.life(&signals)
 }
 
@@ -202,15 +205,21 @@ fn load_model(plan: &Plan, gpu: &GpuStatus) -> anyhow::Result<Loaded> {
     Ok(loaded)
 }
 
+fn cores() -> usize {
+    thread::available_parallelism().map_or(1, usize::from)
+}
+
+fn lanes(plan: &Plan, loaded: &Loaded) -> usize {
+    let on_gpu = loaded.engine.device() != "cpu";
+    plan.device.lanes.unwrap_or(if on_gpu { 1 } else { cores() })
+}
+
 fn start_pipeline(
     plan: &Plan,
     loaded: Loaded,
     (journal, orders, journal_back): (Writer, edge::Receiver<Order>, mpsc::SyncSender<Writer>),
     observer: &Arc<Observer>,
 ) -> anyhow::Result<Pipeline> {
-    let cores = thread::available_parallelism().map_or(1, usize::from);
-    let on_gpu = loaded.engine.device() != "cpu";
-    let lanes = plan.device.lanes.unwrap_or(if on_gpu { 1 } else { cores });
     let context = Context {
         instance: plan.instance.clone(),
         model: plan.model.name.clone().unwrap_or_else(|| loaded.model.clone()),
@@ -221,7 +230,7 @@ fn start_pipeline(
         labels: loaded.labels.entries.iter().map(|it| (it.wnid.clone(), it.name.clone())).collect(),
     };
     let mut models: Vec<Box<dyn Model>> = Vec::new();
-    for _ in 1..lanes {
+    for _ in 1..lanes(plan, &loaded) {
         let lane: Engine = loaded.engine.lane()?;
         models.push(Box::new(lane));
     }
@@ -231,8 +240,8 @@ fn start_pipeline(
     Pipeline::start(Parts {
         geometry: loaded.golden.geometry,
         models,
-        golden: Some(Arc::new(loaded.golden)),
-        preprocess_workers: cores,
+        selftest: Some(Selftest { golden: Arc::new(loaded.golden), every: SELFTEST_EVERY }),
+        preprocess_workers: cores(),
         batching: Batching { max_size: plan.batch.max_size, max_wait: plan.batch.max_wait },
         top: 5,
         watch: observer.clone(),
@@ -312,8 +321,14 @@ impl Daemon {
         self.drain(failed.or(unread), finish)
     }
 
-    /// Feeds the watchdog while all loops turn, and forgets streams whose last frame is published.
+    /// Says when every lane is warm, feeds the watchdog while all loops turn, and forgets streams
+    /// whose last frame is published.
     fn tick(&mut self) {
+        if !self.ready && self.observer.is_warm() {
+            self.ready = true;
+            self.observer.ready(true);
+            self.notify.ready();
+        }
         if self.observer.alive() {
             self.notify.watchdog();
         }

@@ -1,8 +1,10 @@
 //! What the stages tell, turned into metrics and health. The only place that knows all three.
 
+mod selftests;
+
 use std::{
     borrow::Cow,
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -23,6 +25,7 @@ use crate::{
     journal::writer::Stats,
     ledger::Stream,
     metrics::{BuildInfo, GpuTrouble, InferenceError, JournalLoss, Metrics, ModelInfo},
+    observe::selftests::Selftests,
     pipeline::{Added, Pipeline},
     publish,
     pulse::Pulse,
@@ -47,14 +50,14 @@ pub struct Observer {
     sinks: Mutex<BTreeMap<String, Arc<Progress>>>,
     /// The sequence number that the journal's next event gets.
     next: AtomicU64,
-    selftest: Mutex<Check>,
-    /// Whose answers the self-test compares with.
-    reference: String,
+    selftests: Mutex<Selftests>,
+    /// Lanes that are not warm yet.
+    cold: Mutex<BTreeSet<usize>>,
 }
 
 impl Observer {
-    /// For a network that has passed its self-test.
-    pub fn new(loaded: &Loaded, gpu: &GpuStatus) -> Arc<Observer> {
+    /// For a network that has passed its self-test and is to run on so many lanes.
+    pub fn new(loaded: &Loaded, lanes: usize, gpu: &GpuStatus) -> Arc<Observer> {
         let metrics = Arc::new(Metrics::new());
         metrics.set_build_info(BuildInfo {
             version: env!("CARGO_PKG_VERSION"),
@@ -85,8 +88,8 @@ impl Observer {
             streams: Mutex::default(),
             sinks: Mutex::default(),
             next: AtomicU64::new(1),
-            selftest: Mutex::new(selftest(&loaded.agreement, loaded.passes(), by)),
-            reference: by.clone(),
+            selftests: Mutex::new(Selftests::new(by, loaded.agreement, loaded.passes())),
+            cold: Mutex::new((0..lanes).collect()),
         })
     }
 
@@ -135,6 +138,11 @@ impl Observer {
         locked(&self.streams).remove(&stream.id);
     }
 
+    /// Whether every lane is ready for its first batch.
+    pub fn is_warm(&self) -> bool {
+        locked(&self.cold).is_empty()
+    }
+
     /// Whether frames are taken.
     pub fn ready(&self, ready: bool) {
         self.ready.store(ready, Relaxed);
@@ -170,8 +178,8 @@ impl Observer {
         let ready = self.ready.load(Relaxed);
         let ok = |it: bool| if it { Health::Ok } else { Health::Failed };
         let mut checks = vec![
-            check("model", ok(ready), if ready { "loaded" } else { "starting or draining" }),
-            self.selftest.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            check("model", ok(ready), if ready { "loaded" } else { "warming up or draining" }),
+            locked(&self.selftests).check(),
             check("journal", ok(writable), if writable { "writable" } else { "takes no events" }),
             self.loops(),
             match &self.gpu {
@@ -227,13 +235,6 @@ fn locked<T>(it: &Mutex<T>) -> MutexGuard<'_, T> {
     it.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn selftest(agreement: &Agreement, passed: bool, by: &str) -> Check {
-    let Agreement { max_error, same_top1, pictures } = agreement;
-    let detail =
-        format!("largest error {max_error:.1e}, {same_top1} of {pictures} labels as {by} has them");
-    check("selftest", if passed { Health::Ok } else { Health::Failed }, detail)
-}
-
 /// The name of a stream's frame edge in the metrics.
 fn queue(stream: &Stream) -> String {
     format!("frames-{}", stream.id)
@@ -248,15 +249,21 @@ impl batch::Watch for Observer {
         self.metrics.inference_failed(InferenceError::of(error));
     }
 
-    fn selftest(&self, agreement: &Agreement, passed: bool) {
-        self.metrics.selftest(passed, agreement.max_error);
-        let now = selftest(agreement, passed, &self.reference);
+    fn warm(&self, lane: usize) {
+        locked(&self.cold).remove(&lane);
+    }
+
+    fn selftest(&self, lane: usize, agreement: &Agreement, passed: bool) {
+        let mut all = locked(&self.selftests);
+        all.tell(lane, *agreement, passed);
+        let (_, worst, good) = all.worst();
+        self.metrics.selftest(good, worst.max_error);
         if passed {
-            tracing::debug!(error = agreement.max_error, "the golden self-test agrees");
+            tracing::debug!(lane, error = agreement.max_error, "the golden self-test agrees");
         } else {
-            tracing::error!(detail = now.detail, "the golden self-test failed");
+            let Agreement { max_error, same_top1, pictures } = agreement;
+            tracing::error!(lane, max_error, same_top1, pictures, "the golden self-test failed");
         }
-        *self.selftest.lock().unwrap_or_else(PoisonError::into_inner) = now;
     }
 }
 

@@ -19,8 +19,7 @@ use crate::{
     frame::{Frame, Item, Skipped, StateChange},
     infer::{
         Model,
-        batch::{Batcher, Batching, Lane, Offer, Watch},
-        selftest::Golden,
+        batch::{Batcher, Batching, Lane, Offer, Selftest, Watch},
     },
     label::{self, Labelled},
     ledger::Stream,
@@ -37,7 +36,7 @@ pub struct Parts {
     /// One for each lane; all the same network.
     pub models: Vec<Box<dyn Model>>,
     /// What they should answer to the self-test's pictures; `None` for models without a reference.
-    pub golden: Option<Arc<Golden>>,
+    pub selftest: Option<Selftest>,
     /// Threads that turn pictures into inputs.
     pub preprocess_workers: usize,
     /// When a batch is closed.
@@ -127,8 +126,8 @@ impl Pipeline {
         for (i, model) in parts.models.into_iter().enumerate() {
             let (batches, spare, watch) = (batches_rx.clone(), spare.clone(), parts.watch.clone());
             let name = format!("infer-{i}");
-            let (golden, pulse) = (parts.golden.clone(), threads.pulse(&name));
-            let lane = Lane { model, golden, batches, spare, watch, pulse };
+            let (selftest, pulse) = (parts.selftest.clone(), threads.pulse(&name));
+            let lane = Lane { number: i, model, selftest, batches, spare, watch, pulse };
             threads.spawn(&name, move || lane.run())?;
         }
         let top = parts.top;

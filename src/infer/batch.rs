@@ -70,8 +70,10 @@ pub trait Watch: Send + Sync {
     fn batch(&self, size: usize, reason: CloseReason);
     /// The model failed.
     fn failed(&self, error: &anyhow::Error);
+    /// A lane is ready for its first batch.
+    fn warm(&self, lane: usize);
     /// A lane with nothing to do has repeated the golden self-test.
-    fn selftest(&self, agreement: &Agreement, passed: bool);
+    fn selftest(&self, lane: usize, agreement: &Agreement, passed: bool);
 }
 
 /// What a source puts on its frame edge: at most one frame, and what happened before it.
@@ -231,18 +233,26 @@ impl Batcher {
     }
 }
 
-/// A lane with nothing to do repeats the golden self-test this often.
-const SELFTEST_EVERY: Duration = Duration::from_secs(300);
+/// What an idle lane is asked now and then.
+#[derive(Clone, Debug)]
+pub struct Selftest {
+    /// The pictures, and what they should give.
+    pub golden: Arc<Golden>,
+    /// How often.
+    pub every: Duration,
+}
 
 /// A batch on its way to a lane, with its ticket's other end.
 pub type Work = (Batch, Sender<Vec<Item<Scores>>>);
 
 /// One thread's model, and its ends: from the batcher, to whoever holds the tickets.
 pub struct Lane {
+    /// From 0.
+    pub number: usize,
     /// The model.
     pub model: Box<dyn Model>,
     /// What it should answer; `None` for a model without a reference.
-    pub golden: Option<Arc<Golden>>,
+    pub selftest: Option<Selftest>,
     /// From the batcher.
     pub batches: Receiver<Work>,
     /// Back to the preprocess workers.
@@ -260,6 +270,7 @@ impl Lane {
     /// Whatever [`Model::forward`] failed with. The daemon cannot go on without its model.
     pub fn run(mut self) -> anyhow::Result<()> {
         self.model.warm_up()?;
+        self.watch.warm(self.number);
         let mut tested = Instant::now();
         while let Some((batch, reply)) = self.next(&mut tested)? {
             self.batch(batch, &reply)?;
@@ -271,16 +282,17 @@ impl Lane {
     fn next(&mut self, tested: &mut Instant) -> anyhow::Result<Option<Work>> {
         loop {
             self.pulse.beat();
-            match self.batches.recv_deadline(Instant::now() + TURN) {
+            let turn = self.selftest.as_ref().map_or(TURN, |it| it.every.min(TURN));
+            match self.batches.recv_deadline(Instant::now() + turn) {
                 Ok(it) => return Ok(Some(it)),
                 Err(RecvTimeoutError::Disconnected) => return Ok(None),
                 Err(RecvTimeoutError::Timeout) => {}
             }
-            if SELFTEST_EVERY <= tested.elapsed()
-                && let Some(golden) = &self.golden
+            if let Some(Selftest { golden, every }) = &self.selftest
+                && *every <= tested.elapsed()
             {
                 let agreement = golden.run(self.model.as_mut())?;
-                self.watch.selftest(&agreement, golden.passes(&agreement));
+                self.watch.selftest(self.number, &agreement, golden.passes(&agreement));
                 *tested = Instant::now();
             }
         }

@@ -106,7 +106,8 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Puts the network on the device, chooses the precision and warms up every batch size.
+    /// Puts the network on the device and chooses the precision. Not warmed up: that belongs on the
+    /// thread that will use it.
     ///
     /// # Errors
     /// The parameters do not fit the network, the device cannot be used, or a wanted precision
@@ -117,8 +118,8 @@ impl Engine {
         let device = choose(wanted.device, gpu)?;
         let buckets = wanted.buckets.clone().unwrap_or_else(|| powers(wanted.max_batch));
         let build = |device, precision| Engine::build(network, device, precision, &buckets);
-        let mut engine = match (device, wanted.precision) {
-            (_, Some(Precision::Fp32)) | (Device::Cpu, None) => build(device, Precision::Fp32)?,
+        match (device, wanted.precision) {
+            (_, Some(Precision::Fp32)) | (Device::Cpu, None) => build(device, Precision::Fp32),
             (Device::Cpu, Some(Precision::Fp16)) => {
                 bail!("fp16 is for GPUs: on the CPU use fp32 or bf16");
             }
@@ -128,16 +129,14 @@ impl Engine {
                 let mut exact = Engine::build(network, Device::Cpu, Precision::Fp32, &[1])?;
                 let mut lower = build(device, precision)?;
                 match (disagreement(&mut exact, &mut lower)?, preferred) {
-                    (None, _) => Engine { note: emulated(device, precision), ..lower },
+                    (None, _) => Ok(Engine { note: emulated(device, precision), ..lower }),
                     (Some(reason), Some(_)) => bail!("{reason}; use fp32"),
                     (Some(reason), None) => {
-                        Engine { note: Some(reason), ..build(device, Precision::Fp32)? }
+                        Ok(Engine { note: Some(reason), ..build(device, Precision::Fp32)? })
                     }
                 }
             }
-        };
-        engine.warm_up()?;
-        Ok(engine)
+        }
     }
 
     fn build(
@@ -211,10 +210,14 @@ impl Engine {
         }
     }
 
+    /// The size to which a batch of `count` is padded, if it is not run in parts.
+    pub fn padded(&self, count: usize) -> Option<usize> {
+        self.buckets.iter().copied().find(|it| count <= *it)
+    }
+
     /// One batch of at most `max_batch`.
     fn forward_one(&mut self, batch: &[&[u8]]) -> anyhow::Result<Vec<Vec<f32>>> {
-        let fits = self.buckets.iter().find(|it| batch.len() <= **it);
-        let size = *fits.expect("a part is at most the largest batch");
+        let size = self.padded(batch.len()).expect("a part is at most the largest batch");
         self.fill(batch);
         let run = || {
             let rows = self.input.f_narrow(0, 0, size as i64)?;

@@ -173,12 +173,15 @@ const WIDTHS: [usize; 3] = [2_587_292, 5_182_508, 7_358_820];
 
 /// An engine on the formula's weights, small enough to start at once.
 fn engine(precision: Option<Precision>, max_batch: usize) -> anyhow::Result<Engine> {
+    engine_with(&Wanted { device: Use::Cpu, precision, max_batch, buckets: None })
+}
+
+fn engine_with(wanted: &Wanted) -> anyhow::Result<Engine> {
     let config = Config { width: 0.5, classes: 12 };
     let tensors = weights(&config);
     let network =
         Network { config, tensors: &tensors, side: 64, mean: [0.5, 0.45, 0.4], std: [0.2; 3] };
-    let wanted = Wanted { device: Use::Cpu, precision, max_batch, buckets: None };
-    Engine::start(&network, &wanted, &GpuStatus::Absent)
+    Engine::start(&network, wanted, &GpuStatus::Absent)
 }
 
 fn pictures(count: usize) -> Vec<Vec<u8>> {
@@ -205,6 +208,25 @@ fn padding_and_stale_rows_change_no_logit() {
             let error = error(&together, &alone[..size]);
             assert!(error <= ALLOWED, "batch of {size}: {error:.1e}");
         }
+    }
+}
+
+#[test]
+fn batches_are_padded_to_the_sizes_that_are_configured() {
+    let buckets = Some(vec![2, 5]);
+    let wanted = Wanted { device: Use::Cpu, precision: None, max_batch: 5, buckets };
+    let mut engine = engine_with(&wanted).unwrap();
+    let sizes: Vec<_> = (1..=6).map(|it| engine.padded(it)).collect();
+    assert_eq!(sizes, [Some(2), Some(2), Some(5), Some(5), Some(5), None]);
+    let pictures = pictures(7);
+    let all: Vec<&[u8]> = pictures.iter().map(Vec::as_slice).collect();
+    let alone: Vec<Vec<f32>> = all.iter().flat_map(|it| engine.forward(&[it]).unwrap()).collect();
+    let alone = f64s(alone);
+    // 7 is run as 5 and 2.
+    for size in [1, 2, 3, 5, 7] {
+        let together = f64s(engine.forward(&all[..size]).unwrap());
+        let error = error(&together, &alone[..size]);
+        assert!(error <= ALLOWED, "batch of {size}: {error:.1e}");
     }
 }
 

@@ -1,7 +1,13 @@
 //! Promises about batching, order and fairness.
 
 use std::{
-    sync::atomic::Ordering::{Relaxed, SeqCst},
+    sync::{
+        Arc,
+        atomic::{
+            AtomicBool, AtomicU64,
+            Ordering::{Relaxed, SeqCst},
+        },
+    },
     time::Duration,
 };
 
@@ -9,12 +15,16 @@ use ghostwatch::{
     edge::WhenFull,
     infer::{
         Model,
-        batch::{Batching, CloseReason},
+        batch::{Batching, CloseReason, Selftest},
+        selftest::{Golden, Reference},
     },
+    preprocess::Geometry,
     pulse::TURN,
 };
 
-use crate::support::{BATCHING, Collect, Grey, Mean, add, size, start, wait_until, within};
+use crate::support::{
+    BATCHING, Collect, Grey, Mean, SIDE, add, size, start, start_tested, wait_until, within,
+};
 
 fn lanes(n: usize, pause: Duration) -> Vec<Box<dyn Model>> {
     (0..n).map(|_| Box::new(Mean(pause)) as Box<dyn Model>).collect()
@@ -124,4 +134,49 @@ fn a_lane_that_hangs_is_told_from_those_that_wait_for_it() {
     drop(go);
     wait_until("it turns again", || still(&p, 2 * TURN).is_empty());
     p.stop(within(2000)).unwrap();
+}
+
+/// Answers as [`Mean`] does until it breaks; counts how often it is warmed up.
+struct Breaking(Arc<AtomicBool>, Arc<AtomicU64>);
+
+impl Model for Breaking {
+    fn forward(&mut self, batch: &[&[u8]]) -> anyhow::Result<Vec<Vec<f32>>> {
+        let mut answers = Mean(Duration::ZERO).forward(batch)?;
+        if self.0.load(SeqCst) {
+            answers.iter_mut().for_each(|it| it[0] += 1.0);
+        }
+        Ok(answers)
+    }
+
+    fn warm_up(&mut self) -> anyhow::Result<()> {
+        self.1.fetch_add(1, SeqCst);
+        Ok(())
+    }
+}
+
+#[test]
+fn idle_lanes_repeat_the_self_test_and_each_tells_of_itself() {
+    let reference = Reference::of(&mut Mean(Duration::ZERO), SIDE).unwrap();
+    let geometry = Geometry { resize: SIDE, crop: SIDE };
+    let golden = Arc::new(Golden { geometry, reference, allowed_error: 1e-6 });
+    let selftest = Selftest { golden, every: Duration::from_millis(20) };
+    let (broken, warmed) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let models: Vec<Box<dyn Model>> =
+        vec![Box::new(Mean(Duration::ZERO)), Box::new(Breaking(broken.clone(), warmed.clone()))];
+    let sink = Collect::default();
+    let (p, watch) = start_tested(models, Some(selftest), &sink, BATCHING);
+    let count = |result| watch.2.lock().unwrap().iter().filter(|it| **it == result).count();
+    for round in 1..=3 {
+        wait_until("both lanes", || round <= count((0, true)) && round <= count((1, true)));
+    }
+    assert_eq!(count((0, false)) + count((1, false)), 0);
+    broken.store(true, SeqCst);
+    wait_until("the lane that is wrong", || 1 < count((1, false)));
+    let before = count((0, true));
+    wait_until("the other is right", || before < count((0, true)));
+    assert_eq!(count((0, false)), 0);
+    p.stop(within(2000)).unwrap();
+    let mut warm = watch.1.lock().unwrap().clone();
+    warm.sort_unstable();
+    assert_eq!((warm, warmed.load(SeqCst)), (vec![0, 1], 1), "each lane is warmed up once");
 }

@@ -15,7 +15,7 @@ use ghostwatch::{
     frame::{Colour, Item, Layout, Matrix, Picture, Planes, Siting, StateChange},
     infer::{
         Model,
-        batch::{Batching, CloseReason, Watch},
+        batch::{Batching, CloseReason, Selftest, Watch},
         selftest::Agreement,
     },
     label::Labelled,
@@ -201,9 +201,13 @@ impl Collect {
     }
 }
 
-/// Remembers the batches.
+/// Remembers the batches, which lanes are warm, and the self-tests of each lane.
 #[derive(Default)]
-pub(crate) struct Batches(pub(crate) Mutex<Vec<(usize, CloseReason)>>);
+pub(crate) struct Batches(
+    pub(crate) Mutex<Vec<(usize, CloseReason)>>,
+    pub(crate) Mutex<Vec<usize>>,
+    pub(crate) Mutex<Vec<(usize, bool)>>,
+);
 
 impl Watch for Batches {
     fn batch(&self, size: usize, reason: CloseReason) {
@@ -212,7 +216,13 @@ impl Watch for Batches {
 
     fn failed(&self, _error: &anyhow::Error) {}
 
-    fn selftest(&self, _agreement: &Agreement, _passed: bool) {}
+    fn warm(&self, lane: usize) {
+        self.1.lock().unwrap().push(lane);
+    }
+
+    fn selftest(&self, lane: usize, _agreement: &Agreement, passed: bool) {
+        self.2.lock().unwrap().push((lane, passed));
+    }
 }
 
 pub(crate) const BATCHING: Batching = Batching { max_size: 4, max_wait: Duration::from_millis(5) };
@@ -223,12 +233,22 @@ pub(crate) fn start(
     sink: &Collect,
     batching: Batching,
 ) -> (Pipeline, Arc<Batches>) {
+    start_tested(models, None, sink, batching)
+}
+
+/// A pipeline whose idle lanes are tested now and then.
+pub(crate) fn start_tested(
+    models: Vec<Box<dyn Model>>,
+    selftest: Option<Selftest>,
+    sink: &Collect,
+    batching: Batching,
+) -> (Pipeline, Arc<Batches>) {
     let watch = Arc::new(Batches::default());
     let sink = sink.clone();
     let parts = Parts {
         geometry: Geometry { resize: SIDE, crop: SIDE },
         models,
-        golden: None,
+        selftest,
         preprocess_workers: 1,
         batching,
         top: 2,
