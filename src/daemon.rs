@@ -270,13 +270,15 @@ impl Daemon {
         let gate = self.gate.clone();
         let settings = source::Settings { gate, ..source::Settings::new(&spec, first_epoch) };
         let opener = GstOpener::new(spec, stream.clone())?;
+        let observer = &self.observer;
         let added = self.pipeline.add_source(
             Box::new(opener),
             stream.clone(),
             settings,
             (plan.when_full, plan.weight),
-        )?;
-        self.observer.add(&stream, &plan, &added);
+            |added| observer.add(&stream, &plan, added),
+        );
+        let added = added.inspect_err(|_| observer.remove(&stream))?;
         self.streams.insert(id.to_owned(), Running { stream, added });
         Ok(())
     }

@@ -138,7 +138,8 @@ impl Pipeline {
         Ok(Pipeline { stop: CancellationToken::new(), joining, threads, queues })
     }
 
-    /// Starts a source, with its own edge.
+    /// Starts a source, with its own edge. `before` is told of it first, so that nothing that the
+    /// source does is missed.
     ///
     /// # Errors
     /// The pipeline has ended, or the operating system refused a thread.
@@ -148,6 +149,7 @@ impl Pipeline {
         stream: Arc<Stream>,
         settings: source::Settings,
         (when_full, weight): (WhenFull, u32),
+        before: impl FnOnce(&Added),
     ) -> anyhow::Result<Added> {
         let capacity = if when_full == WhenFull::Block { BLOCKING_FRAMES } else { 1 };
         let (frames_tx, frames) = edge(capacity);
@@ -158,6 +160,8 @@ impl Pipeline {
         let name = format!("{SOURCE}{}", stream.id);
         let (lost, failure) = (Skipped::default(), None);
         let mut output = FrameEdge { edge: frames_tx, when_full, lost, failure };
+        let added = Added { stop: token, queue };
+        before(&added);
         self.threads.spawn(&name, move || {
             let end = source::run(opener.as_mut(), stream, settings, &mut output, &stop);
             if end == End::Failed {
@@ -165,7 +169,7 @@ impl Pipeline {
             }
             Ok(())
         })?;
-        Ok(Added { stop: token, queue })
+        Ok(added)
     }
 
     /// Every queue after the frame edges: its name, capacity and counts.

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{
             AtomicBool, AtomicU64,
             Ordering::{Relaxed, SeqCst},
@@ -18,8 +18,11 @@ use ghostwatch::{
         batch::{Batching, CloseReason, Selftest},
         selftest::{Golden, Reference},
     },
+    ledger::Stream,
+    pipeline::Added,
     preprocess::Geometry,
     pulse::TURN,
+    source::{Opener, Settings, Source, SourceError},
 };
 
 use crate::support::{
@@ -179,4 +182,41 @@ fn idle_lanes_repeat_the_self_test_and_each_tells_of_itself() {
     let mut warm = watch.1.lock().unwrap().clone();
     warm.sort_unstable();
     assert_eq!((warm, warmed.load(SeqCst)), (vec![0, 1], 1), "each lane is warmed up once");
+}
+
+/// Notes when it is opened.
+struct Noting(Grey, Arc<Mutex<Vec<&'static str>>>);
+
+impl Opener for Noting {
+    fn open(&mut self) -> Result<Box<dyn Source>, SourceError> {
+        self.1.lock().unwrap().push("opened");
+        self.0.open()
+    }
+
+    fn is_live(&self) -> bool {
+        self.0.is_live()
+    }
+}
+
+#[test]
+fn whoever_adds_a_source_hears_of_it_before_it_starts() {
+    let sink = Collect::default();
+    let (mut p, _) = start(lanes(1, Duration::ZERO), &sink, BATCHING);
+    let notes = Arc::new(Mutex::new(Vec::new()));
+    let rounds = 50;
+    for i in 0..rounds {
+        let opener = Box::new(Noting(Grey::file(1), notes.clone()));
+        let stream = Arc::new(Stream::new(&format!("s{i}")));
+        let settings = Settings { max_fps: None, looped: false, start_time: None, first_epoch: 0 };
+        let told = notes.clone();
+        let before = |_: &Added| {
+            assert!(told.lock().unwrap().is_empty(), "it runs already");
+            std::thread::yield_now();
+            told.lock().unwrap().push("told");
+        };
+        p.add_source(opener, stream, settings, (WhenFull::Block, 1), before).unwrap();
+        wait_until("it is opened", || notes.lock().unwrap().len() == 2);
+        assert_eq!(std::mem::take(&mut *notes.lock().unwrap()), ["told", "opened"]);
+    }
+    p.stop(within(2000)).unwrap();
 }

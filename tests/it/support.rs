@@ -264,7 +264,7 @@ pub(crate) fn add(p: &mut Pipeline, id: &str, source: Grey, when_full: WhenFull)
     let gate = Default::default();
     let settings =
         Settings { max_fps: None, looped: false, start_time: None, first_epoch: 0, gate };
-    p.add_source(Box::new(source), stream.clone(), settings, (when_full, 1)).unwrap();
+    p.add_source(Box::new(source), stream.clone(), settings, (when_full, 1), |_| ()).unwrap();
     stream
 }
 
