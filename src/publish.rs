@@ -324,7 +324,12 @@ impl Publisher {
         if HELD_MAX < self.group.len() {
             let excess = self.group.len() - HELD_MAX;
             self.watch.lost(excess);
-            self.group.drain(..excess);
+            for entry in self.group.drain(..excess) {
+                // Nobody waits for it any more; a stream that is taken out could never settle.
+                if let Entry::State(change, _) = entry {
+                    change.stream.state_published();
+                }
+            }
         }
     }
 
