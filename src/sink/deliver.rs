@@ -101,7 +101,10 @@ impl Delivery {
                 Ok(()) => {
                     self.progress.connected();
                     match self.serve(broker, parts, &mut pending, &mut trouble).await {
-                        None => return Ok(()),
+                        None => {
+                            trouble.say_rest(self.name());
+                            return Ok(());
+                        }
                         Some(fault) => fault,
                     }
                 }
@@ -116,7 +119,10 @@ impl Delivery {
             tokio::select! {
                 () = tokio::time::sleep(wait) => self.progress.retries.fetch_add(1, Relaxed),
                 // A broker that is away is not waited for: what is left stays in the journal.
-                () = self.stop.cancelled() => return Ok(()),
+                () = self.stop.cancelled() => {
+                    trouble.say_rest(self.name());
+                    return Ok(());
+                }
             };
         }
     }
@@ -152,7 +158,7 @@ impl Delivery {
                 }
                 Err(fault) if fault.code == Code::TooLarge => {
                     let message = &it.part.messages[it.done];
-                    if let Err(fault) = self.set_aside(message, &fault) {
+                    if let Err(fault) = self.set_aside(message, &fault, trouble) {
                         return Some(fault);
                     }
                     it.done += 1;
@@ -196,15 +202,22 @@ impl Delivery {
         }
     }
 
-    fn set_aside(&mut self, message: &Message, fault: &Fault) -> Result<(), Fault> {
+    fn set_aside(
+        &mut self,
+        message: &Message,
+        fault: &Fault,
+        trouble: &mut Trouble,
+    ) -> Result<(), Fault> {
         self.progress.failed(Code::TooLarge);
         self.dead.write(message).map_err(|it| Fault::new(Code::Error, it))?;
         self.progress.dead.fetch_add(1, Relaxed);
         self.progress.cursor.advance(message.seq);
-        tracing::error!(
-            sink = self.name(), id = message.id, file = %self.dead.path().display(),
-            "the broker does not take an event, it was set aside: {fault}"
-        );
+        if let Some(more) = trouble.aside.count(Instant::now()) {
+            tracing::error!(
+                sink = self.name(), id = message.id, file = %self.dead.path().display(), more,
+                "the broker does not take an event, it was set aside: {fault}"
+            );
+        }
         Ok(())
     }
 }
@@ -218,6 +231,28 @@ struct Trouble {
     said: Option<Instant>,
     /// It was logged, and nothing was delivered since.
     open: bool,
+    /// Events that were set aside.
+    aside: Aside,
+}
+
+/// Events that were set aside one after the other: thousands may be too large.
+#[derive(Default)]
+struct Aside {
+    said: Option<Instant>,
+    /// How many were not logged.
+    unsaid: u64,
+}
+
+impl Aside {
+    /// Counts one. If it is to be logged: how many were not since the last that was.
+    fn count(&mut self, now: Instant) -> Option<u64> {
+        if self.said.is_some_and(|it| now < it + SAY_EVERY) {
+            self.unsaid += 1;
+            return None;
+        }
+        self.said = Some(now);
+        Some(std::mem::take(&mut self.unsaid))
+    }
 }
 
 impl Trouble {
@@ -238,6 +273,14 @@ impl Trouble {
             tracing::error!(sink, next_try_s, "events wait in the journal: {fault}");
             self.said = Some(Instant::now());
             self.open = true;
+        }
+    }
+
+    /// The sink ends: what was not logged is.
+    fn say_rest(&mut self, sink: &str) {
+        let more = std::mem::take(&mut self.aside.unsaid);
+        if 0 < more {
+            tracing::error!(sink, more, "the broker does not take events, they were set aside");
         }
     }
 

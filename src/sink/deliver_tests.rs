@@ -189,3 +189,45 @@ fn waits_grow_with_jitter_and_a_refused_login_is_not_tried_in_haste() {
     }
     assert_eq!(trouble.wait(&fault(Code::Auth)), AFTER_AUTH);
 }
+
+#[test]
+fn events_that_are_set_aside_are_told_every_ten_seconds_with_how_many_there_were() {
+    let (mut aside, start) = (Aside::default(), Instant::now());
+    let at = |aside: &mut Aside, ms| aside.count(start + Duration::from_millis(ms));
+    assert_eq!(at(&mut aside, 0), Some(0));
+    assert_eq!([1, 2, 9_999].map(|it| at(&mut aside, it)), [None; 3]);
+    assert_eq!(at(&mut aside, 10_000), Some(3));
+    assert_eq!(at(&mut aside, 10_001), None);
+    assert_eq!(aside.unsaid, 1, "told when the sink ends");
+}
+
+/// What the log gets.
+#[derive(Clone, Default)]
+struct Log(Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_thousand_events_that_are_too_large_make_two_lines() {
+    let acts = [Act::Fail(0, Code::TooLarge); 1000];
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone());
+    let ran = tracing::subscriber::with_default(subscriber.finish(), || {
+        run(scripted(&acts), vec![part(1, 1000, 1000)], false)
+    });
+    ran.result.unwrap();
+    assert_eq!((ran.dead.lines().count(), ran.progress.dead.load(Relaxed)), (1000, 1000));
+    let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let lines: Vec<&str> = text.lines().filter(|it| it.contains("ERROR")).collect();
+    assert_eq!(lines.len(), 2, "{text}");
+    assert!(lines[0].contains("more=0") && lines[1].contains("more=999"), "{text}");
+}
