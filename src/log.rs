@@ -30,6 +30,8 @@ use tracing_subscriber::{
     util::SubscriberInitExt as _,
 };
 
+use crate::sink::nats;
+
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Format {
@@ -56,9 +58,9 @@ impl FromStr for Format {
     }
 }
 
-/// Changes the level of a running log.
+/// Changes the level of a running log; what `RUST_LOG` says stays on top of it.
 #[derive(Clone, Debug)]
-pub struct Handle(reload::Handle<EnvFilter, Registry>);
+pub struct Handle(reload::Handle<EnvFilter, Registry>, Option<String>);
 
 impl Handle {
     /// Sets the level: `error`, `warn`, `info`, `debug`, `trace` or `off`, or directives such as
@@ -67,11 +69,11 @@ impl Handle {
     /// # Errors
     /// `level` is none of these; the level stays.
     pub fn set_level(&self, level: &str) -> anyhow::Result<()> {
-        self.0.reload(filter(level)?).context("changing the log level")
+        self.0.reload(filter(level, self.1.as_deref())?).context("changing the log level")
     }
 }
 
-/// Starts logging. Call it before any thread is started: the offset of local time cannot be asked
+/// Starts logging. What `RUST_LOG` says comes on top of the level. Call it before any thread is started: the offset of local time cannot be asked
 /// for safely later, and then stays the same until the next start.
 ///
 /// # Errors
@@ -81,7 +83,8 @@ pub fn init(level: &str, format: Format) -> anyhow::Result<Handle> {
     let no_color = env::var_os("NO_COLOR").is_some_and(|it| !it.is_empty());
     let shape = Shape::choose(format, terminal, is_journal(), no_color);
     let clock = Clock(UtcOffset::current_local_offset().unwrap_or(UtcOffset::UTC));
-    let (subscriber, handle) = subscriber(level, shape, clock, io::stderr)?;
+    let more = env::var("RUST_LOG").ok();
+    let (subscriber, handle) = subscriber((level, more), shape, clock, io::stderr)?;
     subscriber.try_init().context("starting the log")?;
     Ok(handle)
 }
@@ -114,13 +117,22 @@ fn is_journal() -> bool {
     stream == format!("{}:{}", stderr.dev(), stderr.ino())
 }
 
-fn filter(level: &str) -> anyhow::Result<EnvFilter> {
-    let filter = EnvFilter::builder().parse(level);
-    filter.with_context(|| format!("log.level is {level:?}; try error, warn, info, debug or trace"))
+/// What is logged at this level; what `RUST_LOG` says comes on top.
+fn filter(level: &str, more: Option<&str>) -> anyhow::Result<EnvFilter> {
+    // A directive that comes later is the one that counts. At `error` and `off` libraries are quiet
+    // too.
+    let quiet = matches!(level, "error" | "off");
+    let parts = [(!quiet).then_some(nats::LOG), Some(level), more.filter(|it| !it.is_empty())];
+    let parts: Vec<&str> = parts.into_iter().flatten().collect();
+    let filter = EnvFilter::builder().parse(parts.join(","));
+    filter.with_context(|| {
+        let on_top = more.map_or_else(String::new, |it| format!(" and RUST_LOG is {it:?}"));
+        format!("log.level is {level:?}{on_top}; try error, warn, info, debug or trace")
+    })
 }
 
 fn subscriber<W>(
-    level: &str,
+    (level, more): (&str, Option<String>),
     shape: Shape,
     clock: Clock,
     writer: W,
@@ -128,7 +140,7 @@ fn subscriber<W>(
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    let (filter, handle) = reload::Layer::new(filter(level)?);
+    let (filter, handle) = reload::Layer::new(filter(level, more.as_deref())?);
     let layer = tracing_subscriber::fmt::layer().with_writer(writer);
     let filtered = tracing_subscriber::registry().with(filter);
     let layer: Box<dyn Layer<_> + Send + Sync> = match shape {
@@ -141,7 +153,7 @@ where
             Box::new(layer.event_format(Lines { clock: Some(clock), colour }))
         }
     };
-    Ok((filtered.with(layer), Handle(handle)))
+    Ok((filtered.with(layer), Handle(handle, more)))
 }
 
 /// Local time as of the offset when the process started.
@@ -276,11 +288,16 @@ mod tests {
     }
 
     fn logged(shape: Shape, log: impl FnOnce(&Handle)) -> String {
+        logged_with(None, shape, log)
+    }
+
+    fn logged_with(more: Option<&str>, shape: Shape, log: impl FnOnce(&Handle)) -> String {
         let sink = Sink::default();
         let writer = sink.clone();
         let clock = Clock(UtcOffset::from_hms(2, 0, 0).unwrap());
         let (subscriber, handle) =
-            subscriber("info", shape, clock, move || writer.clone()).unwrap();
+            subscriber(("info", more.map(str::to_owned)), shape, clock, move || writer.clone())
+                .unwrap();
         tracing::subscriber::with_default(subscriber, || log(&handle));
         sink.text()
     }
@@ -332,6 +349,21 @@ mod tests {
             tracing::error!("hidden");
         });
         assert_eq!(text, "<7>shown\n<7>shown too\n");
+    }
+
+    #[test]
+    fn a_talkative_library_is_heard_from_warnings_on_unless_rust_log_says_otherwise() {
+        let log = |handle: &Handle| {
+            tracing::info!(target: "async_nats", "connected");
+            tracing::warn!(target: "async_nats", "slow");
+            handle.set_level("debug").unwrap();
+            tracing::info!(target: "async_nats::connector", "connected");
+            handle.set_level("error").unwrap();
+            tracing::warn!(target: "async_nats", "quiet");
+        };
+        assert_eq!(logged(Shape::Journal, log), "<4>slow\n");
+        let text = logged_with(Some("async_nats=info"), Shape::Journal, log);
+        assert_eq!(text, "<6>connected\n<4>slow\n<6>connected\n<4>quiet\n");
     }
 
     #[test]

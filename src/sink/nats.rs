@@ -54,6 +54,9 @@ use crate::sink::{
     tls,
 };
 
+/// What is logged of the library: at `info` it tells each connection, which a sink tells itself.
+pub const LOG: &str = "async_nats=warn";
+
 /// Messages in flight.
 const WINDOW: usize = 256;
 /// How often an idle connection is tried; it is lost when two tries go unanswered.
