@@ -26,7 +26,7 @@ use tempfile::TempDir;
 use crate::{
     mqtt,
     support_broker::{Server, free_port},
-    support_ca::certificates,
+    support_tls::certificates,
 };
 
 const PARTITIONS: i32 = 3;

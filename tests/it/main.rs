@@ -33,7 +33,6 @@ mod source_media;
 mod source_tls;
 mod support;
 mod support_broker;
-mod support_ca;
 mod support_http;
 mod support_media;
 mod support_rtsp;

@@ -25,7 +25,7 @@ use crate::{
     mqtt::{proxy::Proxy, reader::Reader},
     support::wait_until,
     support_broker::{Server, free_port},
-    support_ca::certificates,
+    support_tls::certificates,
 };
 
 /// Debian puts it where only root's PATH looks.

@@ -20,8 +20,9 @@ use ghostwatch::{
     },
 };
 
-use crate::support_server::{
-    Authority, Server, code, deliver, deliver_all, message, messages, run, sized,
+use crate::{
+    support_server::{Server, code, deliver, deliver_all, message, messages, run, sized},
+    support_tls::Files,
 };
 
 /// Runs a test with each server.
@@ -299,13 +300,13 @@ fn a_token_logs_in() {
 fn tls_is_used_and_a_stranger_is_not_trusted() {
     with_both(|program| {
         let (ours, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let (authority, stranger) = (Authority::write(ours.path()), Authority::write(other.path()));
+        let (authority, stranger) = (Files::write(ours.path()), Files::write(other.path()));
         let tls = format!(
             "tls {{ cert_file: {:?}, key_file: {:?}, ca_file: {:?}, verify: true }}\n",
             authority.cert, authority.key, authority.ca
         );
         let server = server(program, &tls).started();
-        let with = |ca: &Authority, client: bool| {
+        let with = |ca: &Files, client: bool| {
             let tls = Tls {
                 ca_file: Some(ca.ca.clone()),
                 cert_file: client.then(|| authority.cert.clone()),

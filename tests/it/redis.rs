@@ -14,9 +14,8 @@ use redis::{Client, Connection, streams::StreamRangeReply};
 
 use crate::{
     support::wait_until,
-    support_server::{
-        Authority, Server, code, deliver, deliver_all, message, messages, run, sized,
-    },
+    support_server::{Server, code, deliver, deliver_all, message, messages, run, sized},
+    support_tls::Files,
 };
 
 const FRAMES: &str = "ghostwatch:4f2c9a71d0e3b586:frames";
@@ -262,7 +261,7 @@ fn a_window_of_which_one_event_is_refused_is_not_stored_behind_it() {
 #[test]
 fn tls_is_used_and_a_stranger_is_not_trusted() {
     let (ours, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let (authority, stranger) = (Authority::write(ours.path()), Authority::write(other.path()));
+    let (authority, stranger) = (Files::write(ours.path()), Files::write(other.path()));
     let server = Server::new("redis-server", |port, folder| {
         let it = [
             ("--port", "0".to_owned()),
@@ -275,7 +274,7 @@ fn tls_is_used_and_a_stranger_is_not_trusted() {
         it.into_iter().flat_map(|(name, value)| [name.to_owned(), value]).collect()
     })
     .started();
-    let with = |ca: &Authority, client: bool| {
+    let with = |ca: &Files, client: bool| {
         let tls = Tls {
             ca_file: Some(ca.ca.clone()),
             cert_file: client.then(|| authority.cert.clone()),

@@ -1,7 +1,7 @@
 //! Real servers in processes of their own, and what a sink does with them.
 
 use std::{
-    fs::{self, File},
+    fs::File,
     net::TcpStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -9,7 +9,6 @@ use std::{
 };
 
 use ghostwatch::sink::broker::{Acks, Broker, Code, Fault, Message, Topic};
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -106,40 +105,6 @@ impl Drop for Server {
     fn drop(&mut self) {
         if self.child.is_some() {
             self.kill();
-        }
-    }
-}
-
-/// A certificate authority made for one test, and a certificate of it for `localhost`.
-#[derive(Debug)]
-pub(crate) struct Authority {
-    pub(crate) ca: PathBuf,
-    pub(crate) cert: PathBuf,
-    pub(crate) key: PathBuf,
-}
-
-impl Authority {
-    /// Writes its files to `folder`.
-    pub(crate) fn write(folder: &Path) -> Authority {
-        let ca_key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        // Named apart from the certificate, which would look like one that signed itself.
-        params.distinguished_name.push(DnType::CommonName, "the authority of a test");
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let ca_cert = params.self_signed(&ca_key).unwrap();
-        let issuer = Issuer::new(params, ca_key);
-        let key = KeyPair::generate().unwrap();
-        let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
-        let cert = CertificateParams::new(names).unwrap().signed_by(&key, &issuer).unwrap();
-        let write = |name: &str, text: &str| {
-            let path = folder.join(name);
-            fs::write(&path, text).unwrap();
-            path
-        };
-        Authority {
-            ca: write("ca.pem", &ca_cert.pem()),
-            cert: write("cert.pem", &cert.pem()),
-            key: write("key.pem", &key.serialize_pem()),
         }
     }
 }

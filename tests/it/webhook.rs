@@ -23,7 +23,8 @@ use rustls::{
 
 use crate::{
     support::wait_until,
-    support_server::{Authority, code, deliver, deliver_all, messages, run, sized},
+    support_server::{code, deliver, deliver_all, messages, run, sized},
+    support_tls::Files,
 };
 
 /// A request as it came.
@@ -356,7 +357,7 @@ fn a_connection_closed_between_two_batches_is_no_fault() {
 #[test]
 fn tls_is_used_and_a_stranger_is_not_trusted() {
     let (ours, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let (authority, stranger) = (Authority::write(ours.path()), Authority::write(other.path()));
+    let (authority, stranger) = (Files::write(ours.path()), Files::write(other.path()));
     let certificates = vec![CertificateDer::from_pem_file(&authority.cert).unwrap()];
     let key = PrivateKeyDer::from_pem_file(&authority.key).unwrap();
     let config =
@@ -367,7 +368,7 @@ fn tls_is_used_and_a_stranger_is_not_trusted() {
             .with_single_cert(certificates, key)
             .unwrap();
     let receiver = Receiver::start(Some(Arc::new(config)), |_, _| ok());
-    let with = |ca: Option<&Authority>| {
+    let with = |ca: Option<&Files>| {
         let mut settings = settings(&format!("https://localhost:{}/", receiver.port));
         settings.tls.ca_file = ca.map(|it| it.ca.clone());
         Webhook::new(settings).unwrap()
