@@ -59,11 +59,13 @@ fn a_longer_commit_every_takes_a_backlog_in_fewer_commits() {
             queue.send(Item::State(Box::new(change))).unwrap();
         }
         drop(queue);
-        let watch = Arc::new(Commits::default());
-        let publisher = Publisher::new(journal, context.clone(), commit_every, watch.clone());
+        let watch = Arc::new(Counted::default());
+        let (_orders, orders) = edge(1);
+        let publisher =
+            Publisher::new((journal, orders), context.clone(), commit_every, watch.clone());
         let journal = publisher.run(queue_rx, &Pulse::new("publish")).unwrap();
         assert_eq!(journal.stats().next, 303, "all of them, and that it has started and stopped");
-        watch.0.load(Relaxed)
+        watch.commits.load(Relaxed)
     };
     assert_eq!(commits(Duration::ZERO), 302, "one for each");
     assert_eq!(commits(Duration::from_secs(60)), 4, "256 at once, then the rest");

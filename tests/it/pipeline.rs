@@ -207,7 +207,13 @@ fn whoever_adds_a_source_hears_of_it_before_it_starts() {
     for i in 0..rounds {
         let opener = Box::new(Noting(Grey::file(1), notes.clone()));
         let stream = Arc::new(Stream::new(&format!("s{i}")));
-        let settings = Settings { max_fps: None, looped: false, start_time: None, first_epoch: 0 };
+        let settings = Settings {
+            max_fps: None,
+            looped: false,
+            start_time: None,
+            first_epoch: 0,
+            gate: Default::default(),
+        };
         let told = notes.clone();
         let before = |_: &Added| {
             assert!(told.lock().unwrap().is_empty(), "it runs already");
