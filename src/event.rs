@@ -209,6 +209,7 @@ impl Event {
             since: rfc3339(change.at),
             code: change.code.map(|it| it.name()),
             detail: change.detail.as_deref(),
+            log: &change.log,
             attempt: change.attempt,
             next_retry_at: change.retry_in.map(|it| rfc3339(change.at + it)),
             epoch: change.ended.map(|it| it.epoch),
@@ -429,6 +430,8 @@ struct StateData<'a> {
     code: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     detail: Option<&'a str>,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    log: &'a [String],
     attempt: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     next_retry_at: Option<String>,

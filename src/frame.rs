@@ -239,6 +239,8 @@ pub struct StateChange {
     pub code: Option<Code>,
     /// What the failure said, without secrets.
     pub detail: Option<String>,
+    /// The last lines that GStreamer logged about the connection that failed, without secrets.
+    pub log: Vec<String>,
     /// Which try of connecting this is about, from 1.
     pub attempt: u32,
     /// When the next try is due, if one is.
@@ -322,6 +324,20 @@ pub enum Code {
 }
 
 impl Code {
+    /// Every code.
+    pub const ALL: [Code; 10] = [
+        Code::Auth,
+        Code::Tls,
+        Code::Timeout,
+        Code::Dns,
+        Code::Refused,
+        Code::NotFound,
+        Code::Codec,
+        Code::Eos,
+        Code::Stall,
+        Code::Error,
+    ];
+
     /// The name in events and metrics.
     pub fn name(self) -> &'static str {
         match self {

@@ -65,6 +65,7 @@ fn state(ended: Option<EpochEnd>) -> Event {
         state: State::Down,
         code: Some(Code::Timeout),
         detail: Some("no answer in 5 s".into()),
+        log: vec!["WARN rtspsrc src: no answer (3 times)".into()],
         attempt: 2,
         retry_in: Some(Duration::from_millis(1500)),
         at: at(1_795_485_312_000_001),
@@ -84,7 +85,7 @@ fn a_state_event_is_the_published_json() {
     let mut skipped = Skipped::default();
     skipped.add(Reason::Stale);
     let ended = EpochEnd { epoch: 3, frames: 100, skipped };
-    expect![[r#"{"specversion":"1.0","id":"01JH8Z6Q3K5V9W2X4Y6Z8A0B2C-00000000000000000007","source":"/ghostwatch/host-a/streams/front","type":"io.ghostwatch.stream.state.v1","subject":"front","time":"2026-11-24T01:55:12.000001Z","datacontenttype":"application/json","dataschema":"urn:ghostwatch:schema:stream-state:1","sequence":"00000000000000000007","data":{"stream":"front","state":"down","previous":"up","since":"2026-11-24T01:55:12.000001Z","code":"timeout","detail":"no answer in 5 s","attempt":2,"next_retry_at":"2026-11-24T01:55:13.500001Z","epoch":3,"frame":99,"skipped":{"stale":1}}}"#]]
+    expect![[r#"{"specversion":"1.0","id":"01JH8Z6Q3K5V9W2X4Y6Z8A0B2C-00000000000000000007","source":"/ghostwatch/host-a/streams/front","type":"io.ghostwatch.stream.state.v1","subject":"front","time":"2026-11-24T01:55:12.000001Z","datacontenttype":"application/json","dataschema":"urn:ghostwatch:schema:stream-state:1","sequence":"00000000000000000007","data":{"stream":"front","state":"down","previous":"up","since":"2026-11-24T01:55:12.000001Z","code":"timeout","detail":"no answer in 5 s","log":["WARN rtspsrc src: no answer (3 times)"],"attempt":2,"next_retry_at":"2026-11-24T01:55:13.500001Z","epoch":3,"frame":99,"skipped":{"stale":1}}}"#]]
     .assert_eq(&state(Some(ended)).envelope(JOURNAL, 7));
 }
 

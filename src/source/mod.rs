@@ -186,6 +186,11 @@ pub trait Opener: Send {
     fn reach(&mut self, _stop: &CancellationToken) -> Result<(), SourceError> {
         Ok(())
     }
+
+    /// The last lines that were said about the last connection, without secrets.
+    fn said(&self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// What the loop hands on to. Implemented by the frame edge.
@@ -271,6 +276,7 @@ pub fn run(
         stop,
         skipped: Skipped::default(),
         told: None,
+            said: Vec::new(),
     };
     reader.run(opener).unwrap_or(End::Closed)
 }
@@ -289,6 +295,8 @@ struct Reader<'a> {
     skipped: Skipped,
     /// The state that went out last, and its reason.
     told: Option<(State, Option<Code>)>,
+    /// What was said about the connection that has just failed.
+    said: Vec<String>,
 }
 
 impl Reader<'_> {
@@ -302,6 +310,9 @@ impl Reader<'_> {
             let tried = !matches!(broke, Broke::Stopped | Broke::Refused(_));
             if tried && self.stream.connects.load(Relaxed) == good {
                 self.stream.connects_failed.fetch_add(1, Relaxed);
+            }
+            if matches!(broke, Broke::Eos | Broke::Failed(_)) {
+                self.said = opener.said();
             }
             let (tell, then) = self.supervisor.broke(broke, opener.is_live(), jitter::random());
             self.tell(tell)?;
@@ -431,9 +442,13 @@ impl Reader<'_> {
             sampler.reset();
         }
         let code = error.as_ref().map(|it| it.code);
-        let news = self.told.is_none_or(|it| (it.0, it.1) != (state, code));
+        let news = self.told != Some((state, code));
+        let log = mem::take(&mut self.said);
         if let Some(error) = &error {
             let (stream, code) = (&self.stream.id, error.code.name());
+            for line in &log {
+                debug!(stream, code, line, "GStreamer said before the stream failed");
+            }
             if news {
                 warn!(stream, code, %error, ?retry_in, "the stream failed");
             } else {
@@ -450,6 +465,7 @@ impl Reader<'_> {
             state,
             code,
             detail: error.map(|it| it.detail),
+            log,
             attempt,
             retry_in,
             at: SystemTime::now(),

@@ -361,7 +361,8 @@ fn pattern(rest: &str) -> Result<Pattern, UrlError> {
     Ok(it)
 }
 
-fn decode(text: &str) -> Result<String, UrlError> {
+/// `text` with its percent escapes taken out.
+pub(crate) fn decode(text: &str) -> Result<String, UrlError> {
     let mut out = Vec::with_capacity(text.len());
     let mut bytes = text.bytes();
     while let Some(byte) = bytes.next() {

@@ -116,6 +116,7 @@ fn change(stream: &Arc<Stream>, state: StreamState, code: Option<Code>) -> State
         state,
         code,
         detail: None,
+        log: Vec::new(),
         attempt: 1,
         retry_in: None,
         at: SystemTime::now(),

@@ -5,12 +5,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     frame::Code,
-    secret::Secret,
-    source::{SourceError, Spec, reach, url::escaped},
+    source::{SourceError, Spec, gst::redact::redacted, reach},
 };
-
-/// Longest text that is passed on.
-const DETAIL_MAX: usize = 400;
 
 /// Says what an error message means for `spec`'s stream.
 pub fn translate(message: &gst::message::Error, spec: &Spec) -> SourceError {
@@ -80,38 +76,4 @@ pub fn diagnosed(spec: &Spec) -> Option<SourceError> {
         }
         Ok(()) => None,
     }
-}
-
-/// `text` on one line, cut to a sane length, with nothing in it that the URL's owner keeps secret.
-pub fn redacted(text: &str, spec: &Spec) -> String {
-    let mut text = text.to_owned();
-    if let Some((remote, _)) = spec.url.remote() {
-        let shown = spec.url.to_string();
-        for scheme in ["rtsp", "http"] {
-            text = text.replace(remote.location(scheme).expose(), &shown);
-        }
-    }
-    for secret in [&spec.password, &spec.username].into_iter().flatten().map(Secret::expose) {
-        // A user name such as `a` is not what must be kept; tearing every word apart would be.
-        if 2 < secret.len() || spec.password.as_ref().is_some_and(|it| it.expose() == secret) {
-            text = hide(&text, secret);
-            text = hide(&text, &encoded(secret));
-        }
-    }
-    let line = escaped(&text.replace('\n', " "));
-    match line.char_indices().nth(DETAIL_MAX) {
-        Some((at, _)) => format!("{}…", &line[..at]),
-        None => line,
-    }
-}
-
-fn hide(text: &str, secret: &str) -> String {
-    if secret.is_empty() { text.to_owned() } else { text.replace(secret, "***") }
-}
-
-fn encoded(text: &str) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
-    text.bytes()
-        .map(|it| if plain(it) { char::from(it).to_string() } else { format!("%{it:02X}") })
-        .collect()
 }

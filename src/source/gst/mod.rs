@@ -2,11 +2,13 @@
 //!
 //! This folder is the only place that says `gstreamer`. [`pipeline`] puts the elements together,
 //! [`caps`] reads pictures in place, [`tls`] decides whom to trust, [`errors`] says in our words what
-//! went wrong.
+//! went wrong, [`said`] keeps what GStreamer said before, [`redact`] what of it nobody may read.
 
 pub mod caps;
 pub mod errors;
 pub mod pipeline;
+pub mod redact;
+pub mod said;
 pub mod tls;
 
 use std::{
@@ -31,6 +33,7 @@ use crate::{
     source::{
         Decoded, Next, Opener, Source, SourceError, Spec,
         gate::{Gate, Peer},
+        gst::{redact::Redactor, said::Said},
         url::SourceUrl,
         watch::{Network, Watch},
     },
@@ -64,6 +67,8 @@ pub struct GstOpener {
     stream: Arc<Stream>,
     /// An HTTP resource with a length is a file, whatever its scheme says.
     finite: Arc<AtomicBool>,
+    /// What GStreamer said about the last connection.
+    said: Arc<Said>,
 }
 
 impl GstOpener {
@@ -76,13 +81,17 @@ impl GstOpener {
             code: Code::Error,
             detail: format!("GStreamer does not start: {it}; is it installed?"),
         })?;
-        Ok(GstOpener { spec, stream, finite: Arc::new(AtomicBool::new(false)) })
+        let said = Arc::new(Said::new(Redactor::new(&spec)));
+        said::listen(said.redactor());
+        Ok(GstOpener { spec, stream, finite: Arc::new(AtomicBool::new(false)), said })
     }
 }
 
 impl Opener for GstOpener {
     fn open(&mut self) -> Result<Box<dyn Source>, SourceError> {
-        let shared = Arc::new(Shared::new(self.stream.clone()));
+        self.said.close();
+        self.said = Arc::new(Said::new(self.said.redactor().clone()));
+        let shared = Arc::new(Shared::new(self.stream.clone(), self.said.clone()));
         let (pipeline, sink) = pipeline::build(&self.spec, &shared)?;
         let bus = pipeline.bus().expect("a pipeline has a bus");
         // Nobody reads the rest, and on a bus it would pile up for as long as the stream lives.
@@ -124,6 +133,16 @@ impl Opener for GstOpener {
         let SourceUrl::Rtsp(_) = self.spec.url else { return Ok(()) };
         errors::reached(&self.spec, stop)
     }
+
+    fn said(&self) -> Vec<String> {
+        self.said.lines()
+    }
+}
+
+impl Drop for GstOpener {
+    fn drop(&mut self) {
+        self.said.close();
+    }
 }
 
 /// What GStreamer's threads and the reader share.
@@ -133,6 +152,7 @@ pub struct Shared {
     state: Mutex<State>,
     /// Whether a video stream has been linked; the first one wins.
     linked: AtomicBool,
+    said: Arc<Said>,
 }
 
 #[derive(Debug, Default)]
@@ -151,8 +171,15 @@ pub struct Arrival {
 }
 
 impl Shared {
-    fn new(stream: Arc<Stream>) -> Shared {
-        Shared { stream, state: Mutex::default(), linked: AtomicBool::new(false) }
+    fn new(stream: Arc<Stream>, said: Arc<Said>) -> Shared {
+        Shared { stream, state: Mutex::default(), linked: AtomicBool::new(false), said }
+    }
+
+    /// An empty pipeline, which has the stream's name, and what GStreamer says about it is kept.
+    pub fn pipeline(&self) -> gst::Pipeline {
+        let pipeline = gst::Pipeline::with_name(&self.stream.id);
+        self.said.about(&pipeline);
+        pipeline
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -331,7 +358,7 @@ impl GstSource {
     }
 
     fn error(&self, code: Code, detail: &str) -> SourceError {
-        let detail = errors::redacted(&format!("{}: {detail}", self.spec.url), &self.spec);
+        let detail = redact::redacted(&format!("{}: {detail}", self.spec.url), &self.spec);
         SourceError { code, detail }
     }
 }
@@ -340,6 +367,8 @@ impl Drop for GstSource {
     /// Shuts the pipeline down on a thread of its own: a plugin that hangs there, and some do when
     /// a camera has gone, must not take the stream's loop with it.
     fn drop(&mut self) {
+        // What the elements say while they are taken down would push out why.
+        self.shared.said.close();
         CLOSING.fetch_add(1, Relaxed);
         let pipeline = self.pipeline.clone();
         let (done_tx, done) = mpsc::sync_channel(1);

@@ -59,7 +59,7 @@ pub fn build(
     spec: &Spec,
     shared: &Arc<Shared>,
 ) -> Result<(gst::Pipeline, gst_app::AppSink), SourceError> {
-    let pipeline = gst::Pipeline::new();
+    let pipeline = shared.pipeline();
     let convert = make("videoconvert")?;
     let sink = appsink(spec);
     add(&pipeline, &[&convert, sink.upcast_ref()])?;
