@@ -8,6 +8,7 @@ pub mod clock;
 pub mod fingerprint;
 pub mod gate;
 pub mod gst;
+pub mod quiet;
 pub mod reach;
 pub mod supervise;
 pub mod url;
@@ -35,6 +36,7 @@ use crate::{
         clock::{Clock, Sampler, Seen},
         fingerprint::Fingerprint,
         gate::{Denied, Gate, Peer, Permit},
+        quiet::Quiet,
         supervise::{Broke, Supervisor, Tell, Then},
         url::{SourceUrl, Transport, UrlError},
     },
@@ -276,7 +278,8 @@ pub fn run(
         stop,
         skipped: Skipped::default(),
         told: None,
-            said: Vec::new(),
+        said: Vec::new(),
+        quiet: Quiet::default(),
     };
     reader.run(opener).unwrap_or(End::Closed)
 }
@@ -297,6 +300,8 @@ struct Reader<'a> {
     told: Option<(State, Option<Code>)>,
     /// What was said about the connection that has just failed.
     said: Vec<String>,
+    /// What failures were logged when.
+    quiet: Quiet,
 }
 
 impl Reader<'_> {
@@ -445,15 +450,7 @@ impl Reader<'_> {
         let news = self.told != Some((state, code));
         let log = mem::take(&mut self.said);
         if let Some(error) = &error {
-            let (stream, code) = (&self.stream.id, error.code.name());
-            for line in &log {
-                debug!(stream, code, line, "GStreamer said before the stream failed");
-            }
-            if news {
-                warn!(stream, code, %error, ?retry_in, "the stream failed");
-            } else {
-                debug!(stream, code, %error, ?retry_in, "the stream failed again");
-            }
+            self.log(error, &log, news, retry_in);
         }
         if !news && ended.is_none() {
             return Ok(());
@@ -472,6 +469,21 @@ impl Reader<'_> {
             ended,
         };
         self.output.state(change, self.stop)
+    }
+
+    /// Logs a failure, unless its like was logged a moment ago.
+    fn log(&mut self, error: &SourceError, log: &[String], news: bool, retry: Option<Duration>) {
+        let Some(said) = self.quiet.may_say(error.code, news, Instant::now()) else { return };
+        let (stream, code) = (&self.stream.id, error.code.name());
+        let left_out = said.left_out;
+        for line in log {
+            debug!(stream, code, line, "GStreamer said before the stream failed");
+        }
+        if said.loud {
+            warn!(stream, code, %error, retry_in = ?retry, left_out, "the stream failed");
+        } else {
+            debug!(stream, code, %error, retry_in = ?retry, left_out, "the stream failed again");
+        }
     }
 }
 
