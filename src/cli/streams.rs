@@ -11,10 +11,11 @@ use std::{
 };
 
 use serde_json::Value;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::{
     cli::text::escape,
-    event::{Kind, rfc3339},
+    event::rfc3339,
     journal::{filter::Filter, read::Reader},
 };
 
@@ -38,6 +39,8 @@ const PAGE: u32 = 512;
 struct Row {
     state: String,
     code: String,
+    /// Code and time of the last failure in the window of events.
+    failure: Option<(String, OffsetDateTime)>,
     frames: u32,
     latency_us: u64,
     skipped: BTreeMap<String, u64>,
@@ -83,16 +86,29 @@ fn rows(reader: &mut Reader) -> anyhow::Result<BTreeMap<String, Row>> {
     let since = rfc3339(SystemTime::now() - WINDOW);
     let mut cursor = reader.latest()?.saturating_sub(EVENTS);
     loop {
-        let filter = Filter { kind: Some(Kind::FrameClassified), ..Filter::default() };
-        let page = reader.page(cursor, &filter, PAGE)?;
+        let page = reader.page(cursor, &Filter::default(), PAGE)?;
         for record in &page.records {
             let event: Value = serde_json::from_str(&record.json)?;
-            frame(&mut rows, &event["data"], &since);
+            let data = &event["data"];
+            if data["state"].is_string() {
+                failure(&mut rows, data);
+            } else {
+                frame(&mut rows, data, &since);
+            }
         }
         if page.cursor == cursor {
             return Ok(rows);
         }
         cursor = page.cursor;
+    }
+}
+
+/// Remembers a state that is a failure. The daemon's own state names no stream.
+fn failure(rows: &mut BTreeMap<String, Row>, data: &Value) {
+    let Some(row) = rows.get_mut(data["stream"].as_str().unwrap_or_default()) else { return };
+    let since = data["since"].as_str().and_then(|it| OffsetDateTime::parse(it, &Rfc3339).ok());
+    if let (Some(code), Some(since)) = (data["code"].as_str(), since) {
+        row.failure = Some((escape(code), since));
     }
 }
 
@@ -118,8 +134,10 @@ fn text(value: &Value) -> String {
 
 fn table(rows: &BTreeMap<String, Row>) -> String {
     let mut lines = vec![
-        ["STREAM", "STATE", "FPS", "LATENCY", "DROPPED IN 10 S", "LAST LABEL"].map(str::to_owned),
+        ["STREAM", "STATE", "FPS", "LATENCY", "DROPPED IN 10 S", "LAST FAILURE", "LAST LABEL"]
+            .map(str::to_owned),
     ];
+    let now = OffsetDateTime::now_utc();
     for (id, row) in rows {
         let mean_ms = row.latency_us as f64 / 1000.0 / f64::from(row.frames.max(1));
         let skipped: Vec<_> = row.skipped.iter().map(|it| format!("{} {}", it.0, it.1)).collect();
@@ -133,11 +151,14 @@ fn table(rows: &BTreeMap<String, Row>) -> String {
             format!("{:.1}", f64::from(row.frames) / WINDOW.as_secs_f64()),
             if row.frames == 0 { "-".to_owned() } else { format!("{mean_ms:.1} ms") },
             if skipped.is_empty() { "-".to_owned() } else { skipped.join(", ") },
+            row.failure.as_ref().map_or("-".to_owned(), |(code, since)| {
+                format!("{code} {} s ago", (now - *since).whole_seconds().max(0))
+            }),
             if row.label.is_empty() { "-".to_owned() } else { row.label.clone() },
         ]);
     }
     let width = |i: usize| lines.iter().map(|it| it[i].chars().count()).max().unwrap_or(0);
-    let widths: Vec<_> = (0..6).map(width).collect();
+    let widths: Vec<_> = (0..7).map(width).collect();
     let mut out = String::new();
     for line in &lines {
         let cells: Vec<_> =
