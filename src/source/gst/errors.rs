@@ -24,7 +24,8 @@ pub fn translate(message: &gst::message::Error, spec: &Spec) -> SourceError {
 
 fn code(error: &glib::Error, text: &str) -> Code {
     use gst::{CoreError, ResourceError, StreamError};
-    let text = text.to_ascii_lowercase();
+    // 454: the camera has forgotten the connection, not the stream; the next one will do.
+    let text = text.to_ascii_lowercase().replace("session not found", "");
     let says = |words: &[&str]| words.iter().any(|it| text.contains(it));
     let resource = error.kind::<ResourceError>();
     // `Failed` is what every element says once another has said why.
@@ -45,6 +46,7 @@ fn code(error: &glib::Error, text: &str) -> Code {
         Code::NotFound
     } else if stream.is_some_and(|it| it != StreamError::Failed)
         || error.kind::<CoreError>() == Some(CoreError::MissingPlugin)
+        || says(&["sdp contains no streams"])
     {
         Code::Codec
     } else {
