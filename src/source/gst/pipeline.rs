@@ -12,7 +12,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
     },
     time::{Duration, SystemTime},
 };
@@ -38,6 +38,10 @@ const NTP_TO_UNIX: u64 = 2_208_988_800;
 /// Packets of a live stream that may wait for the decoder, by their time and size.
 const BACKLOG_MAX: Duration = Duration::from_secs(1);
 const BACKLOG_BYTES_MAX: u32 = 32 << 20;
+
+/// A camera that has not given a stream after so many requests sends us from one address to the
+/// next; rtspsrc would follow for ever, a thousand times a second.
+const REQUESTS_MAX: u32 = 200;
 
 const PARSED_JPEG: &str = "image/jpeg,parsed=true";
 
@@ -267,6 +271,14 @@ fn rtsp(pipeline: &gst::Pipeline, remote: &Remote, tail: Tail) -> Result<(), Sou
         let caps = values.get(2).and_then(|it| it.get::<gst::Caps>().ok());
         let media = caps.as_ref().and_then(|it| it.structure(0)?.get::<String>("media").ok());
         Some((media.as_deref() == Some("video")).to_value())
+    });
+    let (shared, requests) = (tail.shared.clone(), AtomicU32::new(0));
+    source.connect("before-send", false, move |_| {
+        let fine = shared.is_linked() || requests.fetch_add(1, Relaxed) < REQUESTS_MAX;
+        if !fine {
+            shared.fail(Code::Error, format!("no stream after {REQUESTS_MAX} requests"));
+        }
+        Some(fine.to_value())
     });
     add(pipeline, &[&source])?;
     source.connect_pad_added(move |_, pad| {
