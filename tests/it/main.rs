@@ -35,6 +35,7 @@ mod support;
 mod support_broker;
 mod support_http;
 mod support_media;
+mod support_proxy;
 mod support_rtsp;
 mod support_server;
 mod support_sinks;
