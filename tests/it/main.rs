@@ -4,6 +4,7 @@
 
 mod end_to_end;
 mod events;
+mod failures;
 mod golden;
 mod http;
 mod journal;
@@ -33,6 +34,7 @@ mod source_media;
 mod source_tls;
 mod support;
 mod support_broker;
+mod support_camera;
 mod support_http;
 mod support_media;
 mod support_proxy;
