@@ -18,6 +18,7 @@ mod one_frame;
 mod pipeline;
 mod readme;
 mod redis;
+mod secrets;
 mod shipped;
 mod shutdown;
 mod sink_figures;
