@@ -264,21 +264,13 @@ fn rtsp(pipeline: &gst::Pipeline, remote: &Remote, tail: Tail) -> Result<(), Sou
     if let Some(fingerprint) = spec.tls.fingerprint {
         tls::pin(&source, fingerprint, &tail.shared);
     }
-    let signed_in = Arc::new(AtomicBool::new(false));
-    try_once(&source, signed_in.clone());
+    let described = Arc::new(AtomicBool::new(false));
+    bound(&source, tail.shared.clone(), described.clone());
     source.connect("select-stream", false, move |values| {
-        signed_in.store(true, Relaxed);
+        described.store(true, Relaxed);
         let caps = values.get(2).and_then(|it| it.get::<gst::Caps>().ok());
         let media = caps.as_ref().and_then(|it| it.structure(0)?.get::<String>("media").ok());
         Some((media.as_deref() == Some("video")).to_value())
-    });
-    let (shared, requests) = (tail.shared.clone(), AtomicU32::new(0));
-    source.connect("before-send", false, move |_| {
-        let fine = shared.is_linked() || requests.fetch_add(1, Relaxed) < REQUESTS_MAX;
-        if !fine {
-            shared.fail(Code::Error, format!("no stream after {REQUESTS_MAX} requests"));
-        }
-        Some(fine.to_value())
     });
     add(pipeline, &[&source])?;
     source.connect_pad_added(move |_, pad| {
@@ -289,14 +281,20 @@ fn rtsp(pipeline: &gst::Pipeline, remote: &Remote, tail: Tail) -> Result<(), Sou
     Ok(())
 }
 
-/// Keeps rtspsrc from sending a password again that was refused: it would eight times, and cameras
-/// lock accounts after fewer. A request that comes by with an answer to the challenge was sent with
-/// it before; later, when a nonce has grown old, that is in order.
-fn try_once(source: &gst::Element, signed_in: Arc<AtomicBool>) {
+/// Bounds what rtspsrc asks of a server: not without end, as where one redirects in circles; and no
+/// password a second time that was refused, as rtspsrc would seven times and cameras lock accounts
+/// after fewer. A request that comes by with an answer to the challenge was sent with it before; once
+/// the streams are described that is in order, as a nonce grows old.
+fn bound(source: &gst::Element, shared: Arc<Shared>, described: Arc<AtomicBool>) {
+    let requests = AtomicU32::new(0);
     source.connect("before-send", false, move |values| {
         let message = values.get(1).and_then(|it| it.get::<RTSPMessage>().ok());
         let again = message.is_some_and(|it| !it.parse_auth_credentials().is_empty());
-        Some((signed_in.load(Relaxed) || !again).to_value())
+        let endless = !shared.is_linked() && REQUESTS_MAX <= requests.fetch_add(1, Relaxed);
+        if endless {
+            shared.fail(Code::Error, format!("no stream after {REQUESTS_MAX} requests"));
+        }
+        Some((!endless && (described.load(Relaxed) || !again)).to_value())
     });
 }
 
