@@ -5,14 +5,18 @@
 
 use std::{
     fmt::Write as _,
-    time::{Duration, Instant, SystemTime},
+    time::{Instant, SystemTime},
 };
 
 use serde::Serialize;
 use time::OffsetDateTime;
 
+mod parts;
+
+use parts::{Counts, FlagData, Latency, QualityData};
+
 use crate::{
-    frame::{Meta, Skipped, StateChange, TimeSource},
+    frame::{Meta, StateChange, TimeSource},
     postprocess::Ranked,
 };
 
@@ -188,6 +192,7 @@ impl Event {
             batch_size,
             top: (1..).zip(top).map(label).collect(),
             skipped: Counts(meta.skipped),
+            quality: QualityData::of(&meta.quality),
             latency_us: Latency::of(meta, handed_over),
         };
         Event {
@@ -206,7 +211,8 @@ impl Event {
             stream: &change.stream.id,
             state: change.state.name(),
             previous,
-            since: rfc3339(change.at),
+            since: rfc3339(change.since),
+            flags: change.flags.iter().map(FlagData::of).collect(),
             code: change.code.map(|it| it.name()),
             detail: change.detail.as_deref(),
             log: &change.log,
@@ -362,6 +368,7 @@ struct FrameData<'a> {
     batch_size: u32,
     top: Vec<Label<'a>>,
     skipped: Counts,
+    quality: QualityData,
     latency_us: Latency,
 }
 
@@ -383,42 +390,6 @@ struct Label<'a> {
     confidence: f64,
 }
 
-/// Reasons with a count above zero, as an object.
-struct Counts(Skipped);
-
-impl Serialize for Counts {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(self.0.iter().map(|(reason, count)| (reason.name(), count)))
-    }
-}
-
-#[derive(Serialize)]
-struct Latency {
-    decode: u64,
-    queue: u64,
-    preprocess: u64,
-    batch_wait: u64,
-    inference: u64,
-    postprocess: u64,
-    total: u64,
-}
-
-impl Latency {
-    fn of(meta: &Meta, handed_over: Instant) -> Latency {
-        let at = &meta.timing;
-        let micros = |it: Duration| it.as_micros() as u64;
-        Latency {
-            decode: micros(at.decoded.saturating_duration_since(at.arrived)),
-            queue: micros(at.taken.saturating_duration_since(at.decoded)),
-            preprocess: micros(at.preprocessed.saturating_duration_since(at.taken)),
-            batch_wait: micros(at.started.saturating_duration_since(at.preprocessed)),
-            inference: micros(at.inferred.saturating_duration_since(at.started)),
-            postprocess: micros(handed_over.saturating_duration_since(at.inferred)),
-            total: micros(handed_over.saturating_duration_since(at.arrived)),
-        }
-    }
-}
-
 #[derive(Serialize)]
 struct StateData<'a> {
     stream: &'a str,
@@ -426,6 +397,7 @@ struct StateData<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     previous: Option<&'a str>,
     since: String,
+    flags: Vec<FlagData>,
     #[serde(skip_serializing_if = "Option::is_none")]
     code: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]

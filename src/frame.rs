@@ -11,6 +11,7 @@ use std::{
 };
 
 use crate::{
+    health::{Flags, Quality},
     ledger::{InFlight, Stream},
     stage::Reason,
 };
@@ -40,6 +41,8 @@ pub struct Meta {
     pub timing: Timing,
     /// Frames of this stream and epoch that ended between the frame before and this one.
     pub skipped: Skipped,
+    /// What preprocess has measured in the picture, and what is wrong with it.
+    pub quality: Quality,
 }
 
 /// Where a frame's time comes from.
@@ -247,6 +250,10 @@ pub struct StateChange {
     pub retry_in: Option<Duration>,
     /// When, by the wall clock.
     pub at: SystemTime,
+    /// When the state began: before `at` if only something else has changed.
+    pub since: SystemTime,
+    /// What is wrong with its pictures.
+    pub flags: Flags,
     /// `Some` iff an epoch with frames ended with this change.
     pub ended: Option<EpochEnd>,
 }

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use crate::{
     edge::{Receiver, Sender},
-    frame::{Item, Meta, Scores},
+    frame::{Item, Meta, Scores, StateChange},
     infer::batch::Ticket,
     ledger::dropped,
     postprocess::{Ranked, top},
@@ -42,9 +42,25 @@ pub fn run(
         };
         for item in items {
             let item = match item {
-                Item::State(change) => Item::State(change),
+                Item::State(mut change) => {
+                    change.stream.clone().health().changed(&mut change);
+                    Item::State(change)
+                }
                 Item::Dropped(meta, reason) => Item::Dropped(meta, reason),
-                Item::Frame(scores) => label(scores, k),
+                Item::Frame(mut scores) => {
+                    let stream = scores.meta.stream.stream().clone();
+                    let news = stream.health().seen(&mut scores.meta, &stream);
+                    if let Some(change) = news
+                        && output.send(tell(change)).is_err()
+                    {
+                        return Ok(());
+                    }
+                    if stream.health().labels(&scores.meta.quality.flags) {
+                        label(scores, k)
+                    } else {
+                        dropped(scores.meta, StageName::Postprocess, Reason::Corrupt)
+                    }
+                }
             };
             if output.send(item).is_err() {
                 return Ok(());
@@ -52,6 +68,18 @@ pub fn run(
         }
     }
     Ok(())
+}
+
+/// Sends on what is wrong with a stream's pictures from now on.
+fn tell(change: StateChange) -> Item<Labelled> {
+    let flags: Vec<_> = change.flags.iter().map(|it| it.0.name()).collect();
+    if flags.is_empty() {
+        tracing::info!(stream = change.stream.id, "the pictures are fine again");
+    } else {
+        tracing::warn!(stream = change.stream.id, ?flags, "something is wrong with the pictures");
+    }
+    change.stream.state_sent();
+    Item::State(Box::new(change))
 }
 
 fn label(scores: Scores, k: usize) -> Item<Labelled> {

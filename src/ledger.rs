@@ -7,13 +7,14 @@
 use std::{
     ops::Deref,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicI64, AtomicU8, AtomicU64, Ordering::Relaxed},
     },
 };
 
 use crate::{
     frame::{Item, Meta, State},
+    health::{Settings, watch::Watch},
     stage::{Reason, StageName},
 };
 
@@ -47,11 +48,19 @@ pub struct Stream {
     state: AtomicU8,
     /// Changes of state on their way to the journal.
     states_in_flight: AtomicI64,
+    /// Encoded frames that need no other.
+    keyframes: AtomicU64,
+    health: Mutex<Watch>,
 }
 
 impl Stream {
-    /// A stream that has seen nothing yet.
+    /// A stream that has seen nothing yet, with the default health settings.
     pub fn new(id: impl Into<String>) -> Stream {
+        Stream::watched(id, Settings::default())
+    }
+
+    /// A stream that has seen nothing yet.
+    pub fn watched(id: impl Into<String>, health: Settings) -> Stream {
         Stream {
             id: id.into(),
             received: AtomicU64::new(0),
@@ -67,6 +76,8 @@ impl Stream {
             last_frame_ms: AtomicU64::new(0),
             state: AtomicU8::new(State::Connecting as u8),
             states_in_flight: AtomicI64::new(0),
+            keyframes: AtomicU64::new(0),
+            health: Mutex::new(Watch::new(health)),
         }
     }
 
@@ -113,6 +124,21 @@ impl Stream {
         let size = self.size.load(Relaxed);
         let codec = self.codec.lock().unwrap_or_else(PoisonError::into_inner).clone();
         (0 < size && !codec.is_empty()).then_some((codec, (size >> 32) as u32, size as u32))
+    }
+
+    /// An encoded frame that needs no other left the depayloader or demuxer.
+    pub fn keyframe(&self) {
+        self.keyframes.fetch_add(1, Relaxed);
+    }
+
+    /// Encoded frames that need no other; 0 if the source does not tell them apart.
+    pub fn keyframes(&self) -> u64 {
+        self.keyframes.load(Relaxed)
+    }
+
+    /// What is known of its pictures. Held for the look at one of them, never longer.
+    pub fn health(&self) -> MutexGuard<'_, Watch> {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A change of state was sent on its way to the journal.

@@ -14,6 +14,8 @@ pub mod source;
 
 pub mod preprocess;
 
+pub mod health;
+
 pub mod infer;
 
 pub mod postprocess;

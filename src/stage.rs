@@ -52,7 +52,8 @@ pub enum Reason {
     Overload,
     /// It had waited too long.
     Stale,
-    /// The decoder marked the picture as broken.
+    /// The decoder marked the picture as broken, or something is wrong with it and the stream's
+    /// bad pictures are not labelled.
     Corrupt,
     /// The journal could not take it.
     Journal,

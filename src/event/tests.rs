@@ -1,12 +1,16 @@
 //! The golden JSON of every kind of event, and that the printed schema takes it.
 
-use std::{sync::Arc, time::UNIX_EPOCH};
+use std::{
+    sync::Arc,
+    time::{Duration, UNIX_EPOCH},
+};
 
 use expect_test::expect;
 
 use super::*;
 use crate::{
-    frame::{Code, EpochEnd, State, Timing},
+    frame::{Code, EpochEnd, Skipped, State, Timing},
+    health::{Flag, Flags, Quality, Settings, measure::measure},
     ledger::{InFlight, Stream},
     stage::Reason,
 };
@@ -41,6 +45,7 @@ fn frame() -> Event {
             ..Timing::at(arrived, after(4100))
         },
         skipped,
+        quality: Quality { look: Some(measure(&[104; 16 * 16 * 3], 16)), flags: vec![Flag::Dark] },
     };
     let context = Context {
         instance: "host-a".into(),
@@ -69,14 +74,48 @@ fn state(ended: Option<EpochEnd>) -> Event {
         attempt: 2,
         retry_in: Some(Duration::from_millis(1500)),
         at: at(1_795_485_312_000_001),
+        since: at(1_795_485_312_000_001),
+        flags: Flags::default(),
         ended,
     };
     Event::state("host-a", &change, Some("up"))
 }
 
+/// A stream goes on, and its picture is frozen from now on.
+fn with_flag() -> Event {
+    let stream = Arc::new(Stream::watched("front", Settings::default()));
+    let look = measure(&[104; 16 * 16 * 3], 16);
+    let meta = |at_s: u64| {
+        let arrived = Instant::now() + Duration::from_secs(at_s);
+        Meta {
+            stream: InFlight::decoded(stream.clone()),
+            epoch: 3,
+            frame: at_s,
+            pts: Duration::from_secs(at_s),
+            time: at(at_s * 1_000_000),
+            time_source: TimeSource::Arrival,
+            ingest_time: at(at_s * 1_000_000),
+            size: (16, 16),
+            timing: Timing::at(arrived, arrived),
+            skipped: Skipped::default(),
+            quality: Quality { look: Some(look.clone()), flags: Vec::new() },
+        }
+    };
+    let see = |at_s| stream.health().seen(&mut meta(at_s), &stream);
+    let changes: Vec<_> = [0, 1, 2, 20, 40].into_iter().filter_map(see).collect();
+    let [_, frozen] = &changes[..] else { panic!("one colour, then frozen: {changes:?}") };
+    Event::state("host-a", frozen, Some("up"))
+}
+
+#[test]
+fn a_raised_flag_is_the_published_json() {
+    expect![[r#"{"stream":"front","state":"up","previous":"up","since":"1970-01-01T00:00:40.000000Z","flags":[{"name":"frozen","since":"1970-01-01T00:00:00.000000Z"},{"name":"uniform","since":"1970-01-01T00:00:00.000000Z"}],"attempt":1}"#]]
+    .assert_eq(&with_flag().data);
+}
+
 #[test]
 fn a_frame_event_is_the_published_json() {
-    expect![[r#"{"specversion":"1.0","id":"01JH8Z6Q3K5V9W2X4Y6Z8A0B2C-00000000000001848201","source":"/ghostwatch/host-a/streams/front","type":"io.ghostwatch.frame.classified.v1","subject":"front","time":"2026-11-24T01:55:12.301234Z","datacontenttype":"application/json","dataschema":"urn:ghostwatch:schema:frame-classified:1","sequence":"00000000000001848201","data":{"stream":"front","region":"default","epoch":3,"frame":184820,"pts_ns":61606700000000,"time_source":"rtcp","ingest_time":"2026-11-24T01:55:12.345678Z","width":1920,"height":1080,"model":{"name":"ghostnet_1x","weights":"sha256:5f2b9c41aa07","labels":"imagenet-1k","precision":"fp32"},"device":"cpu","batch_size":16,"top":[{"rank":1,"label_id":0,"wnid":"n01440764","label":"tench","confidence":0.612345},{"rank":2,"label_id":1,"label":"one \"with\" a\nline end","confidence":0.0}],"skipped":{"rate":4,"overload":1},"latency_us":{"decode":4100,"queue":1200,"preprocess":800,"batch_wait":900,"inference":6400,"postprocess":40,"total":13440}}}"#]]
+    expect![[r#"{"specversion":"1.0","id":"01JH8Z6Q3K5V9W2X4Y6Z8A0B2C-00000000000001848201","source":"/ghostwatch/host-a/streams/front","type":"io.ghostwatch.frame.classified.v1","subject":"front","time":"2026-11-24T01:55:12.301234Z","datacontenttype":"application/json","dataschema":"urn:ghostwatch:schema:frame-classified:1","sequence":"00000000000001848201","data":{"stream":"front","region":"default","epoch":3,"frame":184820,"pts_ns":61606700000000,"time_source":"rtcp","ingest_time":"2026-11-24T01:55:12.345678Z","width":1920,"height":1080,"model":{"name":"ghostnet_1x","weights":"sha256:5f2b9c41aa07","labels":"imagenet-1k","precision":"fp32"},"device":"cpu","batch_size":16,"top":[{"rank":1,"label_id":0,"wnid":"n01440764","label":"tench","confidence":0.612345},{"rank":2,"label_id":1,"label":"one \"with\" a\nline end","confidence":0.0}],"skipped":{"rate":4,"overload":1},"quality":{"mean_luma":0.408,"flags":["dark"]},"latency_us":{"decode":4100,"queue":1200,"preprocess":800,"batch_wait":900,"inference":6400,"postprocess":40,"total":13440}}}"#]]
     .assert_eq(&frame().envelope(JOURNAL, 1_848_201));
 }
 
@@ -85,7 +124,7 @@ fn a_state_event_is_the_published_json() {
     let mut skipped = Skipped::default();
     skipped.add(Reason::Stale);
     let ended = EpochEnd { epoch: 3, frames: 100, skipped };
-    expect![[r#"{"specversion":"1.0","id":"01JH8Z6Q3K5V9W2X4Y6Z8A0B2C-00000000000000000007","source":"/ghostwatch/host-a/streams/front","type":"io.ghostwatch.stream.state.v1","subject":"front","time":"2026-11-24T01:55:12.000001Z","datacontenttype":"application/json","dataschema":"urn:ghostwatch:schema:stream-state:1","sequence":"00000000000000000007","data":{"stream":"front","state":"down","previous":"up","since":"2026-11-24T01:55:12.000001Z","code":"timeout","detail":"no answer in 5 s","log":["WARN rtspsrc src: no answer (3 times)"],"attempt":2,"next_retry_at":"2026-11-24T01:55:13.500001Z","epoch":3,"frame":99,"skipped":{"stale":1}}}"#]]
+    expect![[r#"{"specversion":"1.0","id":"01JH8Z6Q3K5V9W2X4Y6Z8A0B2C-00000000000000000007","source":"/ghostwatch/host-a/streams/front","type":"io.ghostwatch.stream.state.v1","subject":"front","time":"2026-11-24T01:55:12.000001Z","datacontenttype":"application/json","dataschema":"urn:ghostwatch:schema:stream-state:1","sequence":"00000000000000000007","data":{"stream":"front","state":"down","previous":"up","since":"2026-11-24T01:55:12.000001Z","flags":[],"code":"timeout","detail":"no answer in 5 s","log":["WARN rtspsrc src: no answer (3 times)"],"attempt":2,"next_retry_at":"2026-11-24T01:55:13.500001Z","epoch":3,"frame":99,"skipped":{"stale":1}}}"#]]
     .assert_eq(&state(Some(ended)).envelope(JOURNAL, 7));
 }
 
@@ -112,6 +151,7 @@ fn the_schema_takes_every_event_and_refuses_others() {
         )
         .envelope(JOURNAL, 1),
     ];
+    events.push(with_flag().envelope(JOURNAL, 4));
     for it in DaemonState::ALL {
         events.push(Event::daemon("a host/ü", it, Some("detail")).envelope(JOURNAL, 6));
         events.push(Event::daemon("host", it, None).envelope(JOURNAL, 6));
@@ -126,6 +166,7 @@ fn the_schema_takes_every_event_and_refuses_others() {
         ("\"epoch\":3", "\"epoch\":-1"),
         ("\"overload\":1", "\"overload\":0"),
         ("\"overload\":1", "\"boredom\":1"),
+        ("[\"dark\"]", "[\"boring\"]"),
         ("\"confidence\":0.612345", "\"confidence\":1.5"),
         ("frame.classified.v1", "frame.classified.v2"),
         ("frame-classified:1", "stream-state:1"),

@@ -5,6 +5,7 @@ use std::time::Instant;
 use crate::{
     edge::Receiver,
     frame::{Frame, Input, Item},
+    health::measure::measure,
     infer::batch::Job,
     ledger::dropped,
     preprocess::{Geometry, Preprocessor},
@@ -31,6 +32,9 @@ pub fn run(
         let result = preprocessor.run(&picture, &mut pixels);
         // The decoder gets its buffer back before the batch runs.
         drop(picture);
+        if result.is_ok() {
+            meta.quality.look = Some(measure(&pixels, geometry.crop));
+        }
         meta.timing.preprocessed = Instant::now();
         let item = match result {
             Ok(()) => Item::Frame(Input { meta, pixels }),

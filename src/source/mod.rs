@@ -29,6 +29,7 @@ use tracing::{debug, warn};
 
 use crate::{
     frame::{Code, EpochEnd, Frame, Meta, Picture, Skipped, State, StateChange, Timing},
+    health::{Flags, Quality},
     jitter,
     ledger::{InFlight, Stream},
     secret::Secret,
@@ -432,6 +433,7 @@ impl Reader<'_> {
             size,
             timing: Timing::at(arrived, decoded.decoded),
             skipped: mem::take(&mut self.skipped),
+            quality: Quality::default(),
         };
         self.output.frame(Frame { meta, picture }, self.stop)
     }
@@ -457,6 +459,7 @@ impl Reader<'_> {
         }
         self.told = Some((state, code));
         self.stream.set_state(state);
+        let now = SystemTime::now();
         let change = StateChange {
             stream: self.stream.clone(),
             state,
@@ -465,7 +468,10 @@ impl Reader<'_> {
             log,
             attempt,
             retry_in,
-            at: SystemTime::now(),
+            at: now,
+            since: now,
+            // Known where the pictures are looked at, which the change is on its way to.
+            flags: Flags::default(),
             ended,
         };
         self.output.state(change, self.stop)

@@ -8,6 +8,7 @@ use std::{
 use ghostwatch::{
     event::{Context, Event},
     frame::{Meta, Skipped, TimeSource, Timing},
+    health::{Flag, Quality, measure::measure},
     infer::Model,
     ledger::{InFlight, Stream},
     postprocess::top,
@@ -31,12 +32,17 @@ fn one_frame_from_picture_to_event() {
         size: (SIDE as u32, SIDE as u32),
         timing: Timing::at(now, now),
         skipped: Skipped::default(),
+        quality: Quality::default(),
     };
 
     let picture = grey_picture(51);
     let mut pixels = vec![0; SIDE * SIDE * 3];
     Preprocessor::new(Geometry { resize: SIDE, crop: SIDE }).run(&picture, &mut pixels).unwrap();
     assert_eq!(pixels, vec![51; SIDE * SIDE * 3]);
+
+    meta.quality.look = Some(measure(&pixels, SIDE));
+    assert!(meta.stream.stream().clone().health().seen(&mut meta, &stream).is_none());
+    assert_eq!(meta.quality.flags, [Flag::Uniform]);
 
     let logits = Mean(Duration::ZERO).forward(&[&pixels]).unwrap().remove(0);
     assert!((logits[0] - 0.2).abs() < 1e-6);
@@ -59,6 +65,8 @@ fn one_frame_from_picture_to_event() {
         serde_json::from_str(&event.envelope("01JH8Z6Q3K5V9W2X4Y6Z8A0B2C", 42)).unwrap();
     assert_eq!(json["id"], "01JH8Z6Q3K5V9W2X4Y6Z8A0B2C-00000000000000000042");
     assert_eq!(json["data"]["top"][0]["label"], "bright");
+    assert_eq!(json["data"]["quality"]["mean_luma"], 0.2);
+    assert_eq!(json["data"]["quality"]["flags"][0], "uniform");
     assert_eq!((&json["data"]["epoch"], &json["data"]["frame"]), (&3.into(), &7.into()));
 
     assert_eq!((stream.in_flight(), stream.unaccounted()), (1, 0));

@@ -222,8 +222,9 @@ impl Shared {
         self.state().network.data(Instant::now());
     }
 
-    /// Remembers that an encoded picture has come that needs no other.
+    /// Counts an encoded picture that needs no other.
     pub fn keyframe(&self) {
+        self.stream.keyframe();
         self.state().network.keyframe(Instant::now());
     }
 

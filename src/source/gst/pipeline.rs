@@ -417,6 +417,9 @@ fn watch_data(pad: &gst::Pad, shared: &Arc<Shared>, limits: (u32, u32)) {
                 return gst::PadProbeReturn::Handled;
             }
             shared.count(buffer.size());
+            if !buffer.flags().contains(gst::BufferFlags::DELTA_UNIT) {
+                shared.keyframe();
+            }
         } else if let Some(gst::EventView::Caps(event)) = info.event().map(|it| it.view()) {
             see_caps(&event.caps_owned(), limits, &shared);
             // The decoder must not even see it. Not `Drop`: with GStreamer 1.22 the bindings then
