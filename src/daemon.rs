@@ -265,7 +265,7 @@ impl Daemon {
 
     fn add(&mut self, id: &str, plan: StreamPlan) -> anyhow::Result<()> {
         let spec = spec(&plan, &self.plan)?;
-        let stream = Arc::new(Stream::new(id));
+        let stream = Arc::new(Stream::watched(id, plan.health));
         let first_epoch = next_epoch(&self.plan.journal.path, id)?;
         let gate = self.gate.clone();
         let settings = source::Settings { gate, ..source::Settings::new(&spec, first_epoch) };

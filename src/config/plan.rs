@@ -11,6 +11,7 @@ use std::{
 
 use crate::{
     edge::WhenFull,
+    health,
     infer::wanted::{Precision, Use},
     journal::retain::Retain,
     secret::Secret,
@@ -74,6 +75,8 @@ pub struct StreamPlan {
     pub start_time: Option<SystemTime>,
     /// Its share under overload, from 1 to 100.
     pub weight: u32,
+    /// What to do about pictures that show nothing.
+    pub health: health::Settings,
     /// Whom to trust.
     pub tls: TlsPlan,
 }

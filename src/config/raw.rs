@@ -89,6 +89,13 @@ const WHEN_FULL_DOC: &str = "When frames come faster than they are classified: k
     for files and test patterns.";
 const MAX_FPS_DOC: &str = "At most so many frames per second are classified, sampled by their \
     time; null: every frame.";
+const FROZEN_AFTER: Kind = Or("off", &Duration("1s", "24h"));
+const HEALTH_DOC: &str = "What to do about pictures that show nothing: frozen, dark, uniform, \
+    smeared.";
+const FROZEN_AFTER_DOC: &str = "A picture that stays the same for this long, and for three \
+    keyframes, is frozen; off: never.";
+const LABEL_BAD_DOC: &str = "Whether such pictures are labelled like others; if not, they are \
+    dropped with reason `corrupt`. What the decoder marks as broken is never labelled.";
 
 /// The whole file.
 pub const ROOT: &[Field] = &[
@@ -134,6 +141,15 @@ const DEFAULTS: &[Field] = &[
     field("latency", LATENCY, Yaml("200ms"), LATENCY_DOC),
     field("stall_after", STALL_AFTER, Yaml("4s"), STALL_AFTER_DOC),
     field("when_full", WHEN_FULL, Yaml("auto"), WHEN_FULL_DOC),
+    field(
+        "health",
+        Map(&[
+            field("frozen_after", FROZEN_AFTER, Yaml("30s"), FROZEN_AFTER_DOC),
+            field("label_bad_pictures", Bool, Yaml("true"), LABEL_BAD_DOC),
+        ]),
+        Yaml("{}"),
+        HEALTH_DOC,
+    ),
 ];
 
 /// One stream.
@@ -169,6 +185,15 @@ pub const STREAM: &[Field] = &[
     field("latency", LATENCY, Unset, LATENCY_DOC),
     field("stall_after", STALL_AFTER, Unset, STALL_AFTER_DOC),
     field("when_full", WHEN_FULL, Unset, WHEN_FULL_DOC),
+    field(
+        "health",
+        Map(&[
+            field("frozen_after", FROZEN_AFTER, Unset, FROZEN_AFTER_DOC),
+            field("label_bad_pictures", Bool, Unset, LABEL_BAD_DOC),
+        ]),
+        Yaml("{}"),
+        HEALTH_DOC,
+    ),
     field("loop", Bool, Yaml("false"), "A file starts over when it has ended, in a new epoch."),
     field(
         "realtime",

@@ -12,6 +12,7 @@ use crate::{
         read_secret,
     },
     edge::WhenFull,
+    health::Settings,
     secret::Secret,
     source::{
         fingerprint::Fingerprint,
@@ -66,6 +67,7 @@ impl Builder<'_> {
             _ => WhenFull::Block,
         };
         let tls = self.tls(it.map("tls"), &url);
+        let health = health(it.map("health"), defaults.map("health"), &url);
         Some(StreamPlan {
             url: Secret::new(self.location(it, &url, text)),
             username,
@@ -83,6 +85,7 @@ impl Builder<'_> {
             realtime: it.bool("realtime").expect(DEFAULT),
             start_time: it.time("start_time"),
             weight: it.int("weight").map(|it| it as u32).expect(DEFAULT),
+            health,
             tls,
         })
     }
@@ -240,6 +243,16 @@ impl Builder<'_> {
     }
 }
 
+fn health(it: &Fields, defaults: &Fields, url: &SourceUrl) -> Settings {
+    let from = |name| if it.has(name) { it } else { defaults };
+    let label = from("label_bad_pictures").bool("label_bad_pictures");
+    Settings {
+        frozen_after: from("frozen_after").duration("frozen_after"),
+        label_bad_pictures: label.expect(DEFAULT),
+        by_pts: !url.is_live(),
+    }
+}
+
 /// A valid URL with an authority, without user name and password.
 fn without_user(text: &str) -> String {
     let Some((scheme, rest)) = text.split_once("://") else { return text.to_owned() };
@@ -247,4 +260,38 @@ fn without_user(text: &str) -> String {
     let (authority, rest) = rest.split_at(end);
     let host = authority.rsplit_once('@').map_or(authority, |it| it.1);
     format!("{scheme}://{host}{rest}")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{path::Path, time::Duration};
+
+    use super::*;
+    use crate::config::{Options, load_text};
+
+    #[test]
+    fn health_is_set_for_all_streams_or_for_one() {
+        let text = "version: 1\n\
+            defaults: {health: {frozen_after: 10s, label_bad_pictures: false}}\n\
+            streams:\n  \
+              a: {url: 'rtsp://cam/'}\n  \
+              b: {url: 'clip.mp4', health: {frozen_after: off}}\n  \
+              c: {url: 'test:', health: {label_bad_pictures: true}}\n";
+        let options = Options { env: |_| None, secrets: true, files: false };
+        let load = |text: &str| load_text(text, Path::new("c"), Path::new("/c"), &options);
+        let plan = load(text).unwrap().plan;
+        let health = |id: &str| plan.streams[id].health;
+        let settings = |seconds: Option<u64>, label_bad_pictures, by_pts| Settings {
+            frozen_after: seconds.map(Duration::from_secs),
+            label_bad_pictures,
+            by_pts,
+        };
+        assert_eq!(health("a"), settings(Some(10), false, false));
+        assert_eq!(health("b"), settings(None, false, true));
+        assert_eq!(health("c"), settings(Some(10), true, true));
+        let text = "version: 1\nstreams: {a: {url: 'rtsp://cam/'}}\n";
+        assert_eq!(load(text).unwrap().plan.streams["a"].health, Settings::default());
+        let problems = load(&text.replace("'}", "', health: {frozen_after: 1ms}}")).unwrap_err();
+        assert!(problems.to_string().contains("health.frozen_after"), "{problems}");
+    }
 }
