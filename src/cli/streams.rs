@@ -41,6 +41,7 @@ struct Row {
     code: String,
     /// Code and time of the last failure in the window of events.
     failure: Option<(String, OffsetDateTime)>,
+    flags: Vec<String>,
     frames: u32,
     latency_us: u64,
     skipped: BTreeMap<String, u64>,
@@ -81,6 +82,8 @@ fn rows(reader: &mut Reader) -> anyhow::Result<BTreeMap<String, Row>> {
         let row = rows.entry(text(&data["stream"])).or_default();
         row.state = text(&data["state"]);
         row.code = text(&data["code"]);
+        let flags = data["flags"].as_array().into_iter().flatten();
+        row.flags = flags.map(|it| text(&it["name"])).collect();
     }
     rows.retain(|_, it| it.state != "removed");
     let since = rfc3339(SystemTime::now() - WINDOW);
@@ -132,6 +135,17 @@ fn text(value: &Value) -> String {
     escape(value.as_str().unwrap_or_default())
 }
 
+/// The state with what goes with it: why it failed, or what is wrong with the pictures.
+fn state(row: &Row) -> String {
+    let code = Some(&row.code).filter(|it| !it.is_empty());
+    let notes: Vec<_> = code.into_iter().chain(&row.flags).map(String::as_str).collect();
+    if notes.is_empty() {
+        row.state.clone()
+    } else {
+        format!("{} ({})", row.state, notes.join(", "))
+    }
+}
+
 fn table(rows: &BTreeMap<String, Row>) -> String {
     let mut lines = vec![
         ["STREAM", "STATE", "FPS", "LATENCY", "DROPPED IN 10 S", "LAST FAILURE", "LAST LABEL"]
@@ -143,11 +157,7 @@ fn table(rows: &BTreeMap<String, Row>) -> String {
         let skipped: Vec<_> = row.skipped.iter().map(|it| format!("{} {}", it.0, it.1)).collect();
         lines.push([
             id.clone(),
-            if row.code.is_empty() {
-                row.state.clone()
-            } else {
-                format!("{} ({})", row.state, row.code)
-            },
+            state(row),
             format!("{:.1}", f64::from(row.frames) / WINDOW.as_secs_f64()),
             if row.frames == 0 { "-".to_owned() } else { format!("{mean_ms:.1} ms") },
             if skipped.is_empty() { "-".to_owned() } else { skipped.join(", ") },

@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     frame::{State, StateChange},
+    health::Flag,
     ledger::Stream,
     stage::{Reason, StageName},
 };
@@ -131,6 +132,8 @@ struct Families {
     connects: IntCounterVec,
     disconnects: IntCounterVec,
     wanted_fps: GaugeVec,
+    flags: IntGaugeVec,
+    frozen: IntGaugeVec,
     received_bytes: IntCounterVec,
     received: IntCounterVec,
     decoded: IntCounterVec,
@@ -169,6 +172,12 @@ impl Families {
                 &["stream", "reason"],
             ),
             wanted_fps: real_gauges("stream_wanted_fps", "The configured frame rate limit.", &id),
+            flags: gauges(
+                "stream_flag",
+                "1 for what is wrong with a stream's pictures, else 0.",
+                &["stream", "flag"],
+            ),
+            frozen: gauges("stream_frozen", "1 while the picture does not change, else 0.", &id),
             received_bytes: counters("stream_received_bytes_total", "Encoded bytes.", &id),
             received: counters("frames_received_total", "Encoded frames.", &id),
             decoded: counters("frames_decoded_total", "Frames that left the decoder.", &id),
@@ -182,7 +191,7 @@ impl Families {
         }
     }
 
-    fn all(&self) -> [&dyn Collector; 13] {
+    fn all(&self) -> [&dyn Collector; 15] {
         [
             &self.info,
             &self.up,
@@ -191,6 +200,8 @@ impl Families {
             &self.connects,
             &self.disconnects,
             &self.wanted_fps,
+            &self.flags,
+            &self.frozen,
             &self.received_bytes,
             &self.received,
             &self.decoded,
@@ -218,6 +229,12 @@ impl Families {
         if let Some(fps) = entry.wanted_fps {
             self.wanted_fps.with_label_values(&[id]).set(fps);
         }
+        let flags = stream.health().flags();
+        for flag in Flag::ALL {
+            let gauge = self.flags.with_label_values(&[id, flag.name()]);
+            gauge.set(i64::from(flags.has(flag)));
+        }
+        self.frozen.with_label_values(&[id]).set(i64::from(flags.has(Flag::Frozen)));
         let counts = [
             (&self.received_bytes, &stream.received_bytes),
             (&self.received, &stream.received),

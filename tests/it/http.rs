@@ -11,6 +11,7 @@ use std::{
 
 use ghostwatch::{
     frame::{Code, Meta, Skipped, State as StreamState, StateChange, TimeSource, Timing},
+    health::{Flags, Quality},
     http::{self, Access, CONNECTIONS_MAX, Check, HEADER_TIMEOUT, Handle, Health, State, Token},
     infer::batch::CloseReason,
     journal::writer::Stats,
@@ -106,6 +107,7 @@ fn frame(stream: &Arc<Stream>) -> Meta {
         size: (640, 360),
         timing: Timing::at(now, now + Duration::from_millis(4)),
         skipped: Skipped::default(),
+        quality: Quality::default(),
     }
 }
 
@@ -120,6 +122,8 @@ fn change(stream: &Arc<Stream>, state: StreamState, code: Option<Code>) -> State
         attempt: 1,
         retry_in: None,
         at: SystemTime::now(),
+        since: SystemTime::now(),
+        flags: Flags::default(),
         ended: None,
     }
 }
@@ -212,6 +216,8 @@ fn the_metrics_read_what_the_stages_have_counted() {
         ("stream_disconnects_total{reason=\"stall\",stream=\"front\"}", 1.0),
         ("stream_received_bytes_total{stream=\"front\"}", 5000.0),
         ("stream_wanted_fps{stream=\"front\"}", 5.0),
+        ("stream_flag{flag=\"dark\",stream=\"front\"}", 0.0),
+        ("stream_frozen{stream=\"front\"}", 0.0),
         ("frames_received_total{stream=\"front\"}", 5.0),
         ("frames_decoded_total{stream=\"front\"}", 4.0),
         ("frames_published_total{stream=\"front\"}", 1.0),

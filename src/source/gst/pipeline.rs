@@ -395,9 +395,6 @@ fn watch_arrival(pad: &gst::Pad, shared: &Arc<Shared>) {
     pad.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
         if let Some(buffer) = info.buffer() {
             shared.arrived(buffer.pts(), captured(buffer));
-            if !buffer.flags().contains(gst::BufferFlags::DELTA_UNIT) {
-                shared.keyframe();
-            }
         }
         gst::PadProbeReturn::Ok
     });
