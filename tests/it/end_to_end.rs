@@ -19,7 +19,7 @@ use crate::{
 };
 
 pub(crate) const FRAME: &str = "io.ghostwatch.frame.classified.v1";
-const STATE: &str = "io.ghostwatch.stream.state.v1";
+pub(crate) const STATE: &str = "io.ghostwatch.stream.state.v1";
 
 pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))

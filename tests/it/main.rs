@@ -6,6 +6,7 @@ mod end_to_end;
 mod events;
 mod failures;
 mod golden;
+mod health;
 mod http;
 mod journal;
 mod journal_daemon;
