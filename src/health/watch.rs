@@ -86,6 +86,7 @@ impl Watch {
             state,
             code: None,
             detail: None,
+            log: Vec::new(),
             attempt,
             retry_in: None,
             at,

@@ -54,6 +54,8 @@ fn a_longer_commit_every_takes_a_backlog_in_fewer_commits() {
                 attempt,
                 retry_in: None,
                 at: SystemTime::now(),
+                since: SystemTime::now(),
+                flags: Default::default(),
                 ended: None,
             };
             stream.state_sent();
@@ -103,6 +105,8 @@ fn changes_of_state_beyond_those_that_wait_are_lost_but_settled() {
             attempt,
             retry_in: None,
             at: SystemTime::now(),
+            since: SystemTime::now(),
+            flags: Default::default(),
             ended: None,
         })));
     }
