@@ -310,11 +310,13 @@ mod tests {
             let args = parse("--follow --from 1 --type daemon --format ndjson").unwrap();
             print(&args, &mut reader, BufWriter::new(Lines(lines_tx)))
         };
-        let following = std::thread::spawn(follow);
+        let following = std::thread::Builder::new().name("tail".into()).spawn(follow).unwrap();
         let mut got = String::new();
         let mut wait_for = |count: usize| {
+            let deadline = std::time::Instant::now() + Duration::from_secs(20);
             while got.lines().count() < count {
-                got += &lines_rx.recv_timeout(Duration::from_secs(20)).expect("it is not silent");
+                assert!(std::time::Instant::now() < deadline, "it is silent after {got}");
+                got += &lines_rx.recv_timeout(Duration::from_secs(20)).expect("it has not ended");
             }
             got.clone()
         };

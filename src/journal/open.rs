@@ -91,6 +91,8 @@ fn set_aside(path: &Path, owner: &Owner, detail: String) -> Result<Loss, Journal
         }
     }
     fs::remove_file(beside(path, SUSPECT)).ok();
+    // For readers elsewhere, who do not know our working directory.
+    let to = std::path::absolute(&to).unwrap_or(to);
     Ok(Loss { journal, events, moved_to: Some(to.display().to_string()), detail })
 }
 

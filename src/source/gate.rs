@@ -3,12 +3,12 @@
 //!
 //! Three rules, for all streams of the daemon together:
 //! - a host is contacted at most [`BURST`] times at once and then [`PER_SECOND`] times a second;
-//! - one connection at a time signs in with the same user name and password on a host, and after a
+//! - one connection at a time signs in with the same user name and password on a server, and after a
 //!   refusal none does for [`AUTH_PAUSE`]: 32 channels must not lock the account of their recorder;
 //! - at most [`CONNECTING_MAX`] streams are between opening and their first data.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap, HashSet},
     hash::{BuildHasher, RandomState},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::{self, Thread},
@@ -38,7 +38,8 @@ const ASK_AGAIN: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Peer {
     host: String,
-    /// A hash of user name and password; `None` without them.
+    /// A hash of port, user name and password; `None` without the latter. Behind one address there
+    /// may be a camera at each port.
     account: Option<u64>,
 }
 
@@ -74,9 +75,14 @@ impl Drop for Permit {
 
 impl Gate {
     /// Whom a stream connects to, for the rules.
-    pub fn peer(&self, host: &str, username: Option<&Secret>, password: Option<&Secret>) -> Peer {
+    pub fn peer(
+        &self,
+        (host, port): (&str, u16),
+        username: Option<&Secret>,
+        password: Option<&Secret>,
+    ) -> Peer {
         let account = (username.is_some() || password.is_some()).then(|| {
-            self.hasher.hash_one((username.map(Secret::expose), password.map(Secret::expose)))
+            self.hasher.hash_one((port, username.map(Secret::expose), password.map(Secret::expose)))
         });
         Peer { host: host.to_ascii_lowercase(), account }
     }
@@ -98,7 +104,10 @@ impl Gate {
         peer: &Peer,
         stop: &CancellationToken,
     ) -> Result<Permit, Denied> {
-        self.wait(stop, |rules| rules.permit(peer, Instant::now()))?;
+        let ticket = self.rules().queue(peer);
+        let answer = self.wait(stop, |rules| rules.permit(ticket, Instant::now()));
+        self.rules().leave_queue(ticket);
+        answer?;
         Ok(Permit { gate: self.clone(), peer: peer.clone() })
     }
 
@@ -155,6 +164,9 @@ struct Rules {
     connecting: usize,
     hosts: HashMap<String, Bucket>,
     accounts: HashMap<Peer, Account>,
+    /// Those that ask for a permit, first come first served, by the number of their ticket.
+    queue: BTreeMap<u64, Peer>,
+    next_ticket: u64,
     /// Whom to wake when another leaves.
     waiting: Vec<Thread>,
 }
@@ -189,18 +201,39 @@ impl Rules {
         Answer::Go
     }
 
-    fn permit(&mut self, peer: &Peer, now: Instant) -> Answer {
-        if let Some(left) = self.refused_for(peer, now) {
+    fn queue(&mut self, peer: &Peer) -> u64 {
+        self.next_ticket += 1;
+        self.queue.insert(self.next_ticket, peer.clone());
+        self.next_ticket
+    }
+
+    fn leave_queue(&mut self, ticket: u64) {
+        if self.queue.remove(&ticket).is_some() {
+            self.wake();
+        }
+    }
+
+    fn permit(&mut self, ticket: u64, now: Instant) -> Answer {
+        let peer = self.queue[&ticket].clone();
+        if let Some(left) = self.refused_for(&peer, now) {
             return Answer::Refused(left);
         }
-        if peer.account.is_some() && self.accounts.get(peer).is_some_and(|it| it.signing_in)
-            || CONNECTING_MAX <= self.connecting
-        {
+        let mut signing_in: HashSet<&Peer> =
+            self.accounts.iter().filter(|it| it.1.signing_in).map(|it| it.0).collect();
+        // A place for each that came earlier and could take it; what is left is for later ones.
+        let mut places = CONNECTING_MAX.saturating_sub(self.connecting);
+        for earlier in self.queue.range(..ticket).map(|it| it.1) {
+            if earlier.account.is_none() || signing_in.insert(earlier) {
+                places = places.saturating_sub(1);
+            }
+        }
+        if places == 0 || peer.account.is_some() && signing_in.contains(&peer) {
             return Answer::Wait(Duration::MAX);
         }
         if peer.account.is_some() {
-            self.accounts.entry(peer.clone()).or_default().signing_in = true;
+            self.accounts.entry(peer).or_default().signing_in = true;
         }
+        self.queue.remove(&ticket);
         self.connecting += 1;
         Answer::Go
     }
@@ -213,6 +246,10 @@ impl Rules {
                 self.accounts.remove(peer);
             }
         }
+        self.wake();
+    }
+
+    fn wake(&mut self) {
         self.waiting.drain(..).for_each(|it| it.unpark());
     }
 
@@ -271,42 +308,62 @@ mod tests {
     fn eight_streams_connect_at_the_same_time_and_no_more() {
         let (mut rules, now) = (Rules::default(), Instant::now());
         let hosts: Vec<_> = (0..64).map(|it| peer(&format!("camera-{it}"), None)).collect();
-        let answers: Vec<_> = hosts.iter().map(|it| rules.permit(it, now)).collect();
+        let tickets: Vec<_> = hosts.iter().map(|it| rules.queue(it)).collect();
+        let answers: Vec<_> = tickets.iter().map(|it| rules.permit(*it, now)).collect();
         assert_eq!(answers.iter().filter(|it| **it == Answer::Go).count(), CONNECTING_MAX);
         rules.left(&hosts[3]);
-        assert_eq!(rules.permit(&hosts[63], now), Answer::Go);
-        assert_eq!(rules.permit(&hosts[62], now), Answer::Wait(Duration::MAX));
+        assert_eq!(rules.permit(tickets[63], now), Answer::Wait(Duration::MAX), "not its turn");
+        assert_eq!(rules.permit(tickets[8], now), Answer::Go);
+        // Whoever is stopped is not waited for.
+        rules.leave_queue(tickets[9]);
+        rules.left(&hosts[4]);
+        assert_eq!(rules.permit(tickets[11], now), Answer::Wait(Duration::MAX));
+        assert_eq!(rules.permit(tickets[10], now), Answer::Go);
     }
 
     #[test]
     fn of_32_channels_of_a_recorder_one_tries_a_wrong_password_every_five_minutes() {
         let (mut rules, mut now) = (Rules::default(), Instant::now());
         let recorder = peer("recorder", Some(1));
+        let ask = |rules: &mut Rules, now| {
+            let ticket = rules.queue(&recorder);
+            let answer = rules.permit(ticket, now);
+            rules.leave_queue(ticket);
+            answer
+        };
         for _ in 0..3 {
-            let answers: Vec<_> = (0..32).map(|_| rules.permit(&recorder, now)).collect();
+            let answers: Vec<_> = (0..32).map(|_| ask(&mut rules, now)).collect();
             assert_eq!(answers.iter().filter(|it| **it == Answer::Go).count(), 1);
             rules.refused(&recorder, now);
             rules.left(&recorder);
             now += AUTH_PAUSE - Duration::from_millis(1);
             for _ in 0..32 {
-                assert!(matches!(rules.permit(&recorder, now), Answer::Refused(_)));
+                assert!(matches!(ask(&mut rules, now), Answer::Refused(_)));
                 assert!(matches!(rules.turn(&recorder, now), Answer::Refused(_)));
             }
             now += Duration::from_millis(1);
         }
         // Another password, and a camera behind the same address, are not punished for it.
         rules.refused(&recorder, now);
-        assert_eq!(rules.permit(&peer("recorder", Some(2)), now), Answer::Go);
-        assert_eq!(rules.permit(&peer("recorder", None), now), Answer::Go);
+        for other in [peer("recorder", Some(2)), peer("recorder", None)] {
+            let ticket = rules.queue(&other);
+            assert_eq!(rules.permit(ticket, now), Answer::Go);
+        }
     }
 
     #[test]
     fn a_good_password_lets_one_channel_in_after_the_other() {
         let (mut rules, now) = (Rules::default(), Instant::now());
         let recorder = peer("recorder", Some(1));
-        for _ in 0..32 {
-            assert_eq!(rules.permit(&recorder, now), Answer::Go);
-            assert_eq!(rules.permit(&recorder, now), Answer::Wait(Duration::MAX));
+        let tickets: Vec<_> = (0..32).map(|_| rules.queue(&recorder)).collect();
+        let camera = peer("camera", None);
+        let other = rules.queue(&camera);
+        assert_eq!(rules.permit(tickets[0], now), Answer::Go);
+        assert_eq!(rules.permit(other, now), Answer::Go, "those that cannot go hold up nobody");
+        rules.left(&camera);
+        rules.left(&recorder);
+        for ticket in &tickets[1..] {
+            assert_eq!(rules.permit(*ticket, now), Answer::Go);
             rules.left(&recorder);
         }
         assert!(rules.accounts.is_empty() && rules.connecting == 0, "nothing is left behind");
@@ -316,7 +373,7 @@ mod tests {
     fn passwords_are_told_apart_without_being_kept() {
         let gate = Gate::default();
         let [user, good, same, bad] = ["viewer", "a", "a", "b"].map(Secret::new);
-        let peer = |password| gate.peer("Recorder", Some(&user), Some(password));
+        let peer = |password| gate.peer(("Recorder", 554), Some(&user), Some(password));
         assert_eq!(peer(&good), peer(&same));
         assert_ne!(peer(&good), peer(&bad));
         assert_eq!(peer(&good).host, "recorder");
@@ -327,7 +384,7 @@ mod tests {
     fn whoever_waits_is_let_in_when_another_leaves_and_stops_when_told() {
         let gate = Arc::new(Gate::default());
         let stop = CancellationToken::new();
-        let peer = gate.peer("recorder", Some(&Secret::new("u")), None);
+        let peer = gate.peer(("recorder", 554), Some(&Secret::new("u")), None);
         let first = gate.permit(&peer, &stop).unwrap();
         thread::scope(|scope| {
             let second = scope.spawn(|| gate.permit(&peer, &stop).map(drop));

@@ -10,13 +10,13 @@ pub mod gate;
 pub mod gst;
 pub mod quiet;
 pub mod reach;
+pub mod spec;
 pub mod supervise;
 pub mod url;
 pub mod watch;
 
 use std::{
     mem,
-    path::PathBuf,
     pin::pin,
     sync::{Arc, atomic::Ordering::Relaxed},
     task::{Context, Wake, Waker},
@@ -24,6 +24,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+pub use spec::{Spec, Tls};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
@@ -32,84 +33,14 @@ use crate::{
     health::{Flags, Quality},
     jitter,
     ledger::{InFlight, Stream},
-    secret::Secret,
     source::{
         clock::{Clock, Sampler, Seen},
-        fingerprint::Fingerprint,
         gate::{Denied, Gate, Peer, Permit},
         quiet::Quiet,
         supervise::{Broke, Supervisor, Tell, Then},
-        url::{SourceUrl, Transport, UrlError},
     },
     stage::{Reason, StageName},
 };
-
-/// Everything that is configured about one stream.
-#[derive(Clone, Debug)]
-pub struct Spec {
-    /// Where it comes from.
-    pub url: SourceUrl,
-    /// User name for the camera.
-    pub username: Option<Secret>,
-    /// Password for the camera.
-    pub password: Option<Secret>,
-    /// How RTP is carried.
-    pub transport: Transport,
-    /// Size of the jitter buffer.
-    pub latency: Duration,
-    /// A live stream without a picture for this long (and for five picture periods) has failed.
-    pub stall_after: Duration,
-    /// At most so many pictures per second go on; `None` for all.
-    pub max_fps: Option<f64>,
-    /// A file or test pattern comes at its own rate instead of as fast as it can be taken.
-    pub realtime: bool,
-    /// A file starts over when it has ended.
-    pub looped: bool,
-    /// Largest width and height that is decoded.
-    pub limits: (u32, u32),
-    /// When a file was recorded: its pictures' time is this plus their PTS.
-    pub start_time: Option<SystemTime>,
-    /// Whom to trust.
-    pub tls: Tls,
-    /// Threads of the decoder, from 1.
-    pub decode_threads: u32,
-}
-
-/// Whom a TLS connection trusts.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Tls {
-    /// Whether the certificate is checked at all.
-    pub verify: bool,
-    /// Authorities to trust instead of the system's.
-    pub ca_file: Option<PathBuf>,
-    /// The one certificate to trust, whoever has signed it. Only for RTSP.
-    pub fingerprint: Option<Fingerprint>,
-}
-
-impl Spec {
-    /// The defaults for a URL or path, with the credentials that are written into it.
-    ///
-    /// # Errors
-    /// What is wrong with the URL, without quoting it.
-    pub fn parse(url: &str) -> Result<Spec, UrlError> {
-        let parsed = SourceUrl::parse(url)?;
-        Ok(Spec {
-            url: parsed.url,
-            username: parsed.username,
-            password: parsed.password,
-            transport: Transport::Tcp,
-            latency: Duration::from_millis(200),
-            stall_after: Duration::from_secs(4),
-            max_fps: None,
-            realtime: false,
-            looped: false,
-            limits: (7680, 4320),
-            start_time: None,
-            tls: Tls { verify: true, ca_file: None, fingerprint: None },
-            decode_threads: 1,
-        })
-    }
-}
 
 /// One connection to one camera, or one run of a file. A trait for test injection.
 pub trait Source: Send {
@@ -305,6 +236,9 @@ struct Reader<'a> {
     quiet: Quiet,
 }
 
+/// A connection that is still to be shut down.
+type Opened = Option<Box<dyn Source>>;
+
 impl Reader<'_> {
     fn run(&mut self, opener: &mut dyn Opener) -> Result<End, Closed> {
         loop {
@@ -312,7 +246,7 @@ impl Reader<'_> {
                 self.tell(tell)?;
             }
             let good = self.stream.connects.load(Relaxed);
-            let broke = self.connection(opener)?;
+            let (broke, source) = self.connection(opener)?;
             let tried = !matches!(broke, Broke::Stopped | Broke::Refused(_));
             if tried && self.stream.connects.load(Relaxed) == good {
                 self.stream.connects_failed.fetch_add(1, Relaxed);
@@ -322,6 +256,8 @@ impl Reader<'_> {
             }
             let (tell, then) = self.supervisor.broke(broke, opener.is_live(), jitter::random());
             self.tell(tell)?;
+            // Shutting it down can take seconds, and the news should not wait for that.
+            drop(source);
             match then {
                 Then::Open => {}
                 Then::Wait(pause) => wait(self.stop, pause),
@@ -331,24 +267,21 @@ impl Reader<'_> {
     }
 
     /// One try: waits until it may connect, opens the stream and reads until that breaks.
-    fn connection(&mut self, opener: &mut dyn Opener) -> Result<Broke, Closed> {
+    fn connection(&mut self, opener: &mut dyn Opener) -> Result<(Broke, Opened), Closed> {
         if self.stop.is_cancelled() {
-            return Ok(Broke::Stopped);
+            return Ok((Broke::Stopped, None));
         }
         let Some(peer) = opener.peer(&self.gate) else { return self.read(opener, None) };
         if let Err(denied) = self.gate.turn(&peer, self.stop) {
-            return Ok(denied.into());
+            return Ok((denied.into(), None));
         }
         if let Err(error) = opener.reach(self.stop) {
-            return Ok(if self.stop.is_cancelled() {
-                Broke::Stopped
-            } else {
-                Broke::Failed(error)
-            });
+            let stopped = self.stop.is_cancelled();
+            return Ok((if stopped { Broke::Stopped } else { Broke::Failed(error) }, None));
         }
         let permit = match self.gate.permit(&peer, self.stop) {
             Ok(permit) => permit,
-            Err(denied) => return Ok(denied.into()),
+            Err(denied) => return Ok((denied.into(), None)),
         };
         self.read(opener, Some((permit, peer)))
     }
@@ -357,7 +290,7 @@ impl Reader<'_> {
         &mut self,
         opener: &mut dyn Opener,
         permit: Option<(Permit, Peer)>,
-    ) -> Result<Broke, Closed> {
+    ) -> Result<(Broke, Opened), Closed> {
         let (mut permit, peer) = permit.unzip();
         let gate = self.gate.clone();
         // Before the permit goes, or the next with the same password would be let in.
@@ -365,11 +298,11 @@ impl Reader<'_> {
             if let (Code::Auth, Some(peer)) = (error.code, &peer) {
                 gate.refused(peer);
             }
-            Ok(Broke::Failed(error))
+            Broke::Failed(error)
         };
         let mut source = match opener.open() {
             Ok(source) => source,
-            Err(error) => return failed(error),
+            Err(error) => return Ok((failed(error), None)),
         };
         let mut first = true;
         while !self.stop.is_cancelled() {
@@ -380,8 +313,8 @@ impl Reader<'_> {
             let decoded = match next {
                 Ok(Next::Picture(decoded)) => decoded,
                 Ok(Next::Idle) => continue,
-                Ok(Next::Eos) => return Ok(Broke::Eos),
-                Err(error) => return failed(error),
+                Ok(Next::Eos) => return Ok((Broke::Eos, Some(source))),
+                Err(error) => return Ok((failed(error), Some(source))),
             };
             if mem::take(&mut first) {
                 self.stream.connects.fetch_add(1, Relaxed);
@@ -391,7 +324,7 @@ impl Reader<'_> {
             }
             self.picture(decoded)?;
         }
-        Ok(Broke::Stopped)
+        Ok((Broke::Stopped, Some(source)))
     }
 
     /// Numbers a picture and hands it on, or counts why not.

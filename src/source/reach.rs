@@ -3,11 +3,11 @@
 use std::{
     io::ErrorKind,
     net::{TcpStream, ToSocketAddrs as _},
+    sync::mpsc::{RecvTimeoutError, sync_channel},
     thread,
     time::{Duration, Instant},
 };
 
-use crossbeam_channel::{RecvTimeoutError, bounded};
 use tokio_util::sync::CancellationToken;
 
 use crate::frame::Code;
@@ -24,7 +24,7 @@ const LOOK: Duration = Duration::from_millis(100);
 /// [`Code::Dns`], [`Code::Refused`], [`Code::Timeout`], or [`Code::Error`] with what the system
 /// says; also when `stop` fires.
 pub fn reach(host: &str, port: u16, stop: &CancellationToken) -> Result<(), (Code, String)> {
-    let (done, answer) = bounded(1);
+    let (done, answer) = sync_channel(1);
     let host = host.to_owned();
     let ask = move || {
         // Nobody listens any more iff the stream was stopped.

@@ -206,7 +206,7 @@ fn whoever_adds_a_source_hears_of_it_before_it_starts() {
     let rounds = 50;
     for i in 0..rounds {
         let opener = Box::new(Noting(Grey::file(1), notes.clone()));
-        let stream = Arc::new(Stream::new(&format!("s{i}")));
+        let stream = Arc::new(Stream::new(format!("s{i}")));
         let settings = Settings {
             max_fps: None,
             looped: false,

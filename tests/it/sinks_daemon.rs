@@ -165,7 +165,7 @@ fn a_sink_that_retention_comes_close_to_is_in_the_events_and_metrics() {
     let listen = with_sinks(folder.path(), &streams, &sinks);
     let path = folder.path().join("config.yaml");
     let text = fs::read_to_string(&path).unwrap();
-    fs::write(&path, text.replace("keep_free: 0B", "keep_free: 0B, bytes: 1MiB")).unwrap();
+    fs::write(&path, text.replace("keep_free: 0B", "keep_free: 0B, bytes: 3MiB")).unwrap();
     let child = start(folder.path());
     let value = |series: &str| metric(&listen, series).unwrap_or_default();
     let lost = || value("journal_lost_events_total{reason=\"retention\"}");

@@ -123,9 +123,10 @@ impl Opener for GstOpener {
     }
 
     fn peer(&self, gate: &Gate) -> Option<Peer> {
-        let remote = self.spec.url.remote()?.0;
+        let (remote, scheme) = self.spec.url.remote()?;
         let Spec { username, password, .. } = &self.spec;
-        Some(gate.peer(&remote.host, username.as_ref(), password.as_ref()))
+        let server = (&*remote.host, remote.port_or_default(scheme));
+        Some(gate.peer(server, username.as_ref(), password.as_ref()))
     }
 
     fn reach(&mut self, stop: &CancellationToken) -> Result<(), SourceError> {

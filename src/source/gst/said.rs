@@ -265,8 +265,8 @@ mod tests {
             let tail = |it: &String| it.split_once("default").unwrap().1.trim().to_owned();
             lines.iter().map(tail).collect::<Vec<_>>()
         };
-        assert_eq!(of(&a), [": why", " q: bad\\u{1b} *** (2 times)", " q:sink: worse"]);
-        assert_eq!(of(&b), [" t:src_0: late pad"]);
+        assert_eq!(of(&a), [": why", "q: bad\\u{1b} *** (2 times)", "q:sink: worse"]);
+        assert_eq!(of(&b), ["t:src_0: late pad"]);
         bin.remove(&queue).unwrap();
         warn(&queue, "not ours any more");
         a.close();

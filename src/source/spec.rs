@@ -1,0 +1,81 @@
+//! What is configured about one stream.
+
+use std::{
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
+
+use crate::{
+    secret::Secret,
+    source::{
+        fingerprint::Fingerprint,
+        url::{SourceUrl, Transport, UrlError},
+    },
+};
+
+/// Everything that is configured about one stream.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    /// Where it comes from.
+    pub url: SourceUrl,
+    /// User name for the camera.
+    pub username: Option<Secret>,
+    /// Password for the camera.
+    pub password: Option<Secret>,
+    /// How RTP is carried.
+    pub transport: Transport,
+    /// Size of the jitter buffer.
+    pub latency: Duration,
+    /// A live stream without a picture for this long (and for five picture periods) has failed.
+    pub stall_after: Duration,
+    /// At most so many pictures per second go on; `None` for all.
+    pub max_fps: Option<f64>,
+    /// A file or test pattern comes at its own rate instead of as fast as it can be taken.
+    pub realtime: bool,
+    /// A file starts over when it has ended.
+    pub looped: bool,
+    /// Largest width and height that is decoded.
+    pub limits: (u32, u32),
+    /// When a file was recorded: its pictures' time is this plus their PTS.
+    pub start_time: Option<SystemTime>,
+    /// Whom to trust.
+    pub tls: Tls,
+    /// Threads of the decoder, from 1.
+    pub decode_threads: u32,
+}
+
+/// Whom a TLS connection trusts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tls {
+    /// Whether the certificate is checked at all.
+    pub verify: bool,
+    /// Authorities to trust instead of the system's.
+    pub ca_file: Option<PathBuf>,
+    /// The one certificate to trust, whoever has signed it. Only for RTSP.
+    pub fingerprint: Option<Fingerprint>,
+}
+
+impl Spec {
+    /// The defaults for a URL or path, with the credentials that are written into it.
+    ///
+    /// # Errors
+    /// What is wrong with the URL, without quoting it.
+    pub fn parse(url: &str) -> Result<Spec, UrlError> {
+        let parsed = SourceUrl::parse(url)?;
+        Ok(Spec {
+            url: parsed.url,
+            username: parsed.username,
+            password: parsed.password,
+            transport: Transport::Tcp,
+            latency: Duration::from_millis(200),
+            stall_after: Duration::from_secs(4),
+            max_fps: None,
+            realtime: false,
+            looped: false,
+            limits: (7680, 4320),
+            start_time: None,
+            tls: Tls { verify: true, ca_file: None, fingerprint: None },
+            decode_threads: 1,
+        })
+    }
+}
