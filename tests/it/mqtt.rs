@@ -273,7 +273,7 @@ fn restarts_while_publishing_lose_nothing() {
     let folder = TempDir::new().unwrap();
     let mut server = mosquitto(&folder, "");
     let reader = Reader::start(&server, folder.path());
-    let all = frames(1, 20_000);
+    let all = frames(1, 100_000);
     let sent = all.clone();
     let port = server.port;
     let sink = std::thread::Builder::new().spawn(move || {

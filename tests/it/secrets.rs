@@ -1,7 +1,7 @@
 //! A password is nowhere but in the connection: not in a log, event, metric, answer or argument,
 //! whatever happens to the stream and however loud the log is.
 
-use std::{fs, process::Stdio};
+use std::{fs, path::Path, process::Stdio};
 
 use crate::{
     end_to_end::{configure, drain, free_port, get, ghostwatch, published},
@@ -110,19 +110,7 @@ fn a_password_with_every_awkward_character_comes_out_nowhere() {
     for name in ["cmdline", "environ"] {
         check(name, &String::from_utf8_lossy(&fs::read(format!("{process}/{name}")).unwrap()));
     }
-    let commands: [&[&str]; 5] = [
-        &["streams"],
-        &["check"],
-        &["check", "--format", "json"],
-        &["tail", "--from", "earliest"],
-        &["tail", "--from", "earliest", "--format", "ndjson"],
-    ];
-    for arguments in commands {
-        let output = ghostwatch(folder.path()).args(arguments).stdin(Stdio::null()).output();
-        let output = output.unwrap();
-        check(&arguments.join(" "), &String::from_utf8_lossy(&output.stdout));
-        check(&arguments.join(" "), &String::from_utf8_lossy(&output.stderr));
-    }
+    check_commands(folder.path());
     drain(child, folder.path());
     for name in ["log", "labels"] {
         let text = String::from_utf8(fs::read(folder.path().join(name)).unwrap()).unwrap();
@@ -133,4 +121,21 @@ fn a_password_with_every_awkward_character_comes_out_nowhere() {
     // The log was as loud as it was told to be, and hid what it should.
     let log = fs::read_to_string(folder.path().join("log")).unwrap();
     assert!(log.contains("LOG rtspsrc") && log.contains("/stream?***"), "GST_DEBUG is shown");
+}
+
+/// Checks what the commands say of the running daemon and its configuration.
+fn check_commands(folder: &Path) {
+    let commands: [&[&str]; 5] = [
+        &["streams"],
+        &["check"],
+        &["check", "--format", "json"],
+        &["tail", "--from", "earliest"],
+        &["tail", "--from", "earliest", "--format", "ndjson"],
+    ];
+    for arguments in commands {
+        let output = ghostwatch(folder).args(arguments).stdin(Stdio::null()).output();
+        let output = output.unwrap();
+        check(&arguments.join(" "), &String::from_utf8_lossy(&output.stdout));
+        check(&arguments.join(" "), &String::from_utf8_lossy(&output.stderr));
+    }
 }

@@ -73,9 +73,10 @@ fn a_daemon_with_a_faulty_camera_does_not_grow() {
     // Three quarters of two thirds of the time lie between the middles of the two parts.
     let hours = length.as_secs_f64() / 3600.0 / 2.0;
     let growth = last[0].saturating_sub(first[0]) as f64 / 1024.0;
-    // The journal's page cache of 2 MiB fills as events come, and a minute is all warm-up: the small
-    // size only finds what every outage leaks by the MiB. The promise is the long size's.
-    let allowed = size(8.0, 1.0 * hours);
+    // A minute is all warm-up, as the journal's page cache fills and each new pipeline's threads bring
+    // up parts of the heap: 5.7 to 10.0 MiB were measured in it, so the small size only finds what every
+    // outage leaks by the MiB. The promise is the long size's.
+    let allowed = size(16.0, 1.0 * hours);
     assert!(growth <= allowed, "{growth:.2} MiB in {hours:.2} h; at most {allowed:.2}");
     assert!(last[1] <= first[1] && last[2] <= first[2], "{first:?} became {last:?}");
     let metrics = get(&listen, "/metrics").unwrap();

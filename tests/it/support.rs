@@ -131,7 +131,7 @@ impl Opener for Grey {
 pub(crate) enum Got {
     /// stream, frame, frames skipped before it
     Frame(String, u64, u64),
-    State(StateChange),
+    State(Box<StateChange>),
 }
 
 /// Takes what the pipeline publishes, as a journal would.
@@ -164,7 +164,7 @@ impl Collect {
                 Item::Dropped(meta, _) => {
                     *carried.entry(meta.stream.id.clone()).or_default() += 1 + meta.skipped.total();
                 }
-                Item::State(change) => got.push(Got::State(*change)),
+                Item::State(change) => got.push(Got::State(change)),
             }
         }
         Ok(())

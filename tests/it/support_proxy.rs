@@ -266,7 +266,7 @@ impl Shared {
                 self.send(pair, &unit, mode)?;
                 continue;
             }
-            let random = random.get_or_insert_with(|| Random(damage.seed));
+            let random = random.get_or_insert(Random(damage.seed));
             self.done.packets.fetch_add(1, SeqCst);
             if random.next() < damage.loss {
                 self.done.lost.fetch_add(1, SeqCst);
