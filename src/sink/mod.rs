@@ -1,6 +1,6 @@
 //! Where events go besides the journal: independent readers of it, each with its own cursor.
 //!
-//! Every sink has a thread that reads the journal ([`feed`]) and one that delivers ([`deliver`]) to
+//! Every sink has a thread that reads the journal ([`feed`]) and one that delivers ([`mod@deliver`]) to
 //! its broker ([`broker`]), so that no sink waits for another and inference waits for none.
 
 pub mod broker;
