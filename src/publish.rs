@@ -322,14 +322,18 @@ impl Publisher {
         }
         // The changes that wait are few; with a broken disk for days they would not stay so.
         if HELD_MAX < self.group.len() {
-            let excess = self.group.len() - HELD_MAX;
+            let mut excess = self.group.len() - HELD_MAX;
             self.watch.lost(excess);
-            for entry in self.group.drain(..excess) {
-                // Nobody waits for it any more; a stream that is taken out could never settle.
-                if let Entry::State(change, _) = entry {
+            self.group.retain(|entry| match entry {
+                Entry::State(change, _) if 0 < excess => {
+                    excess -= 1;
+                    // Nobody waits for it any more; a stream that is taken out could never settle.
                     change.stream.state_published();
+                    false
                 }
-            }
+                // Few, and what they tell of the journal is told by nothing else.
+                _ => true,
+            });
         }
     }
 

@@ -4,7 +4,7 @@
 //! Three rules, for all streams of the daemon together:
 //! - a host is contacted at most [`BURST`] times at once and then [`PER_SECOND`] times a second;
 //! - one connection at a time signs in with the same user name and password on a server, and after a
-//!   refusal none does for [`AUTH_PAUSE`]: 32 channels must not lock the account of their recorder;
+//!   refusal that follows no good try none does for [`AUTH_PAUSE`]: 32 channels must not lock the account of their recorder;
 //! - at most [`CONNECTING_MAX`] streams are between opening and their first data.
 
 use std::{
@@ -30,6 +30,9 @@ pub const PER_SECOND: f64 = 2.0;
 
 /// Streams that may be connecting at the same time.
 pub const CONNECTING_MAX: usize = 8;
+
+/// Longest time that a stream holds one of those places while nothing comes of it.
+pub const PLACE_MAX: Duration = Duration::from_secs(5);
 
 /// Longest wait before the rules are asked again, should nobody call.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
@@ -65,11 +68,27 @@ pub enum Denied {
 pub struct Permit {
     gate: Arc<Gate>,
     peer: Peer,
+    since: Instant,
+    signed_in: bool,
+}
+
+impl Permit {
+    /// The password was taken: the next may try it.
+    pub fn signed_in(&mut self) {
+        if !std::mem::replace(&mut self.signed_in, true) {
+            self.gate.rules().signed_in(&self.peer);
+        }
+    }
+
+    /// Whether the stream takes so long that its place should be another's.
+    pub fn is_over(&self) -> bool {
+        PLACE_MAX <= self.since.elapsed()
+    }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.gate.rules().left(&self.peer);
+        self.gate.rules().left(&self.peer, self.signed_in);
     }
 }
 
@@ -108,7 +127,8 @@ impl Gate {
         let answer = self.wait(stop, |rules| rules.permit(ticket, Instant::now()));
         self.rules().leave_queue(ticket);
         answer?;
-        Ok(Permit { gate: self.clone(), peer: peer.clone() })
+        let (gate, since) = (self.clone(), Instant::now());
+        Ok(Permit { gate, peer: peer.clone(), since, signed_in: false })
     }
 
     /// The host has refused the user name and password.
@@ -133,7 +153,9 @@ impl Gate {
                     Answer::Go => return Ok(()),
                     Answer::Refused(left) => return Err(Denied::Refused(left)),
                     Answer::Wait(until) => {
-                        rules.waiting.push(thread::current());
+                        let me = thread::current();
+                        rules.waiting.retain(|it| it.id() != me.id());
+                        rules.waiting.push(me);
                         until
                     }
                 }
@@ -181,6 +203,8 @@ struct Bucket {
 #[derive(Clone, Copy, Debug, Default)]
 struct Account {
     signing_in: bool,
+    /// Whether the last try was good.
+    good: bool,
     refused_until: Option<Instant>,
 }
 
@@ -238,13 +262,18 @@ impl Rules {
         Answer::Go
     }
 
-    fn left(&mut self, peer: &Peer) {
-        self.connecting -= 1;
+    fn signed_in(&mut self, peer: &Peer) {
         if let Some(account) = self.accounts.get_mut(peer) {
+            (account.signing_in, account.good) = (false, true);
+        }
+        self.wake();
+    }
+
+    fn left(&mut self, peer: &Peer, signed_in: bool) {
+        self.connecting -= 1;
+        // Another may be signing in by now.
+        if !signed_in && let Some(account) = self.accounts.get_mut(peer) {
             account.signing_in = false;
-            if account.refused_until.is_none() {
-                self.accounts.remove(peer);
-            }
         }
         self.wake();
     }
@@ -253,9 +282,14 @@ impl Rules {
         self.waiting.drain(..).for_each(|it| it.unpark());
     }
 
+    /// After a good try the first refusal is the stream's own: it may lack a right that others have.
     fn refused(&mut self, peer: &Peer, now: Instant) {
-        if peer.account.is_some() {
-            self.accounts.entry(peer.clone()).or_default().refused_until = Some(now + AUTH_PAUSE);
+        if peer.account.is_none() {
+            return;
+        }
+        let account = self.accounts.entry(peer.clone()).or_default();
+        if !std::mem::take(&mut account.good) {
+            account.refused_until = Some(now + AUTH_PAUSE);
         }
     }
 
@@ -311,12 +345,12 @@ mod tests {
         let tickets: Vec<_> = hosts.iter().map(|it| rules.queue(it)).collect();
         let answers: Vec<_> = tickets.iter().map(|it| rules.permit(*it, now)).collect();
         assert_eq!(answers.iter().filter(|it| **it == Answer::Go).count(), CONNECTING_MAX);
-        rules.left(&hosts[3]);
+        rules.left(&hosts[3], false);
         assert_eq!(rules.permit(tickets[63], now), Answer::Wait(Duration::MAX), "not its turn");
         assert_eq!(rules.permit(tickets[8], now), Answer::Go);
         // Whoever is stopped is not waited for.
         rules.leave_queue(tickets[9]);
-        rules.left(&hosts[4]);
+        rules.left(&hosts[4], false);
         assert_eq!(rules.permit(tickets[11], now), Answer::Wait(Duration::MAX));
         assert_eq!(rules.permit(tickets[10], now), Answer::Go);
     }
@@ -335,7 +369,7 @@ mod tests {
             let answers: Vec<_> = (0..32).map(|_| ask(&mut rules, now)).collect();
             assert_eq!(answers.iter().filter(|it| **it == Answer::Go).count(), 1);
             rules.refused(&recorder, now);
-            rules.left(&recorder);
+            rules.left(&recorder, false);
             now += AUTH_PAUSE - Duration::from_millis(1);
             for _ in 0..32 {
                 assert!(matches!(ask(&mut rules, now), Answer::Refused(_)));
@@ -360,13 +394,34 @@ mod tests {
         let other = rules.queue(&camera);
         assert_eq!(rules.permit(tickets[0], now), Answer::Go);
         assert_eq!(rules.permit(other, now), Answer::Go, "those that cannot go hold up nobody");
-        rules.left(&camera);
-        rules.left(&recorder);
+        rules.left(&camera, false);
+        rules.left(&recorder, false);
         for ticket in &tickets[1..] {
             assert_eq!(rules.permit(*ticket, now), Answer::Go);
-            rules.left(&recorder);
+            rules.left(&recorder, false);
         }
-        assert!(rules.accounts.is_empty() && rules.connecting == 0, "nothing is left behind");
+        assert!(rules.accounts.values().all(|it| !it.signing_in) && rules.connecting == 0);
+    }
+
+    #[test]
+    fn a_channel_that_is_forbidden_does_not_lock_out_those_whose_password_was_taken() {
+        let (mut rules, now) = (Rules::default(), Instant::now());
+        let recorder = peer("recorder", Some(1));
+        let ask = |rules: &mut Rules| {
+            let ticket = rules.queue(&recorder);
+            rules.permit(ticket, now)
+        };
+        assert_eq!(ask(&mut rules), Answer::Go);
+        rules.signed_in(&recorder);
+        assert_eq!(ask(&mut rules), Answer::Go, "before the first has data");
+        rules.refused(&recorder, now);
+        rules.left(&recorder, false);
+        rules.left(&recorder, true);
+        assert_eq!(ask(&mut rules), Answer::Go);
+        // Twice in a row it is the password.
+        rules.refused(&recorder, now);
+        rules.left(&recorder, false);
+        assert_eq!(ask(&mut rules), Answer::Refused(AUTH_PAUSE));
     }
 
     #[test]

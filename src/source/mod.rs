@@ -54,6 +54,11 @@ pub trait Source: Send {
     fn is_connected(&self) -> bool {
         true
     }
+
+    /// Whether the password was taken: others may try it now.
+    fn is_signed_in(&self) -> bool {
+        true
+    }
 }
 
 /// What [`Source::next`] gives.
@@ -307,8 +312,13 @@ impl Reader<'_> {
         let mut first = true;
         while !self.stop.is_cancelled() {
             let next = source.next();
-            if permit.is_some() && source.is_connected() {
-                permit = None;
+            if let Some(it) = &mut permit {
+                if source.is_signed_in() {
+                    it.signed_in();
+                }
+                if source.is_connected() || it.is_over() {
+                    permit = None;
+                }
             }
             let decoded = match next {
                 Ok(Next::Picture(decoded)) => decoded,

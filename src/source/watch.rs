@@ -12,6 +12,10 @@ use crate::frame::Code;
 /// that gives only one, as long as its period is unknown.
 pub const FIRST_PICTURE_MAX: Duration = Duration::from_secs(15);
 
+/// One that gives data but no picture, as before the first keyframe of a camera that sends one a
+/// minute, after this.
+pub const FIRST_KEYFRAME_MAX: Duration = Duration::from_secs(90);
+
 /// A stream slower than one picture in `stall_after` is given this many of its own periods.
 const STALL_PERIODS: u32 = 5;
 
@@ -119,8 +123,11 @@ impl Watch {
             Some(at) => format!("the last data came {:.1} s ago", since(at).as_secs_f64()),
         };
         if self.pictures == 0 {
-            let detail = format!("no picture within {} s: {data}", FIRST_PICTURE_MAX.as_secs());
-            let silent = FIRST_PICTURE_MAX <= since(self.opened);
+            // What comes may be waiting for its first keyframe.
+            let coming = network.last.is_some_and(|it| since(it) < self.stall_after);
+            let limit = if coming { FIRST_KEYFRAME_MAX } else { FIRST_PICTURE_MAX };
+            let detail = format!("no picture within {} s: {data}", limit.as_secs());
+            let silent = limit <= since(self.opened);
             return silent.then_some(Silence { code: Code::Timeout, detail });
         }
         let limit = match self.period() {
@@ -241,6 +248,12 @@ mod tests {
         let (after, silence) = noticed(&watch, &network, start);
         assert_eq!((after, silence.code), (15_000, Code::Timeout));
         assert_eq!(silence.detail, "no picture within 15 s: no data has come");
+        let mut waiting = Network::default();
+        let after = (0..100).find(|it| {
+            waiting.data(start + ms(it * 1_000));
+            watch.check(&waiting, start + ms(it * 1_000)).is_some()
+        });
+        assert_eq!(after, Some(90), "data comes, and a keyframe may yet");
         let (watch, network, last) = camera(ms(40), 1);
         assert_eq!(noticed(&watch, &network, last).0, 15_000, "its period is not known yet");
     }

@@ -54,7 +54,7 @@ fn files_of_every_kind_give_as_many_pictures_as_ffprobe_counts() {
 }
 
 #[test]
-fn a_cut_or_empty_file_is_told_at_once() {
+fn a_cut_or_empty_file_is_told() {
     let folder = tempfile::tempdir().unwrap();
     let make = |name: &str, options: &str| {
         let path = folder.path().join(name);
@@ -77,7 +77,9 @@ fn a_cut_or_empty_file_is_told_at_once() {
         let started = Instant::now();
         let ran = run_until(&file(&path), |_| false);
         let (name, took) = (path.display(), started.elapsed());
-        assert!(took < Duration::from_secs(8), "{name}: {took:?}");
+        // parsebin can swallow the error of a demuxer, and did on a busy machine: then it is told when
+        // there is no picture after 15 s.
+        assert!(took < Duration::from_secs(20), "{name}: {took:?}");
         let count = ran.frames().count();
         if some {
             assert!((1..75).contains(&count), "{name}: {count}");

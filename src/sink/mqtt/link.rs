@@ -125,6 +125,9 @@ impl Link {
     }
 }
 
+/// Nudges in a row after which a broker is left to its own pace until it acknowledges something.
+const NUDGES_MAX: u32 = 8;
+
 /// Sends two bytes, so that the system acknowledges what it has received with them.
 ///
 /// Mosquitto leaves Nagle's algorithm on: it sends no small packet while an earlier one is not
@@ -154,10 +157,13 @@ async fn turn(
     // A publication whose identifier is still taken waits until that is acknowledged, and is
     // announced twice.
     let mut waiting = None;
+    // Since the last acknowledgement.
+    let mut nudges = 0;
     loop {
         let step = match event_loop.poll().await {
             Ok(Event::Incoming(Incoming::ConnAck(_))) => Ok(Told::Connected),
             Ok(Event::Incoming(Incoming::PubAck(ack))) => {
+                nudges = 0;
                 let nudged = if idle.load(Relaxed) && waits(&event_loop) {
                     nudge(&mut event_loop, most).await
                 } else {
@@ -165,8 +171,12 @@ async fn turn(
                 };
                 nudged.map(|()| Told::Acked(ack.pkid))
             }
-            // The answer to a nudge holds up what comes after it, as any small packet does.
-            Ok(Event::Incoming(Incoming::PingResp)) if waits(&event_loop) => {
+            // The answer to a nudge holds up what comes after it, as any small packet does. A broker
+            // that answers but does not acknowledge is not asked without end.
+            Ok(Event::Incoming(Incoming::PingResp))
+                if nudges < NUDGES_MAX && idle.load(Relaxed) && waits(&event_loop) =>
+            {
+                nudges += 1;
                 match nudge(&mut event_loop, most).await {
                     Ok(()) => continue,
                     Err(error) => Err(error),

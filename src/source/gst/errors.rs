@@ -1,5 +1,7 @@
 //! From GStreamer's errors to ours: a code, and a text without secrets.
 
+use std::time::Duration;
+
 use gstreamer::{self as gst, glib};
 use tokio_util::sync::CancellationToken;
 
@@ -7,6 +9,9 @@ use crate::{
     frame::Code,
     source::{SourceError, Spec, gst::redact::redacted, reach},
 };
+
+/// Longest time to find out why a connection failed; nothing can stop it.
+const DIAGNOSIS_MAX: Duration = Duration::from_secs(2);
 
 /// Says what an error message means for `spec`'s stream.
 pub fn translate(message: &gst::message::Error, spec: &Spec) -> SourceError {
@@ -54,13 +59,14 @@ fn code(error: &glib::Error, text: &str) -> Code {
     }
 }
 
-/// Whether the host of a stream answers at all. `Ok` without a network.
+/// Whether the host of a stream answers at all within `most`. `Ok` without a network.
 ///
 /// # Errors
 /// Why it does not answer.
-pub fn reached(spec: &Spec, stop: &CancellationToken) -> Result<(), SourceError> {
+pub fn reached(spec: &Spec, most: Duration, stop: &CancellationToken) -> Result<(), SourceError> {
     let Some((remote, scheme)) = spec.url.remote() else { return Ok(()) };
-    reach::reach(&remote.host, remote.port_or_default(scheme), stop).map_err(|(code, why)| {
+    let server = (&*remote.host, remote.port_or_default(scheme));
+    reach::reach(server, most, stop).map_err(|(code, why)| {
         let detail = redacted(&format!("{}: failed to connect: {why}", spec.url), spec);
         SourceError { code, detail }
     })
@@ -70,7 +76,7 @@ pub fn reached(spec: &Spec, stop: &CancellationToken) -> Result<(), SourceError>
 /// their failures as `Internal data stream error` and `Generic error`. `None` if it succeeds.
 pub fn diagnosed(spec: &Spec) -> Option<SourceError> {
     let (remote, _) = spec.url.remote()?;
-    match reached(spec, &CancellationToken::new()) {
+    match reached(spec, DIAGNOSIS_MAX, &CancellationToken::new()) {
         Err(error) => Some(error),
         Ok(()) if remote.tls => {
             let detail = format!("{}: failed to connect: TLS could not be agreed upon", spec.url);

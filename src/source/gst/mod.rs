@@ -42,6 +42,9 @@ use crate::{
 /// Longest wait for one sample, so that the loop sees its stop token.
 const PULL_MAX: Duration = Duration::from_millis(200);
 
+/// Longest time for a host to take a connection.
+const ANSWER_MAX: Duration = Duration::from_secs(5);
+
 /// Longest wait for a pipeline to shut down; after that it is left to its thread.
 const TEARDOWN_MAX: Duration = Duration::from_secs(2);
 
@@ -132,7 +135,7 @@ impl Opener for GstOpener {
     fn reach(&mut self, stop: &CancellationToken) -> Result<(), SourceError> {
         // HTTP may go through a proxy, which then is the host to reach.
         let SourceUrl::Rtsp(_) = self.spec.url else { return Ok(()) };
-        errors::reached(&self.spec, stop)
+        errors::reached(&self.spec, ANSWER_MAX, stop)
     }
 
     fn said(&self) -> Vec<String> {
@@ -153,6 +156,8 @@ pub struct Shared {
     state: Mutex<State>,
     /// Whether a video stream has been linked; the first one wins.
     linked: AtomicBool,
+    /// Whether the server has described its streams: it has taken the password then.
+    described: AtomicBool,
     said: Arc<Said>,
 }
 
@@ -173,7 +178,13 @@ pub struct Arrival {
 
 impl Shared {
     fn new(stream: Arc<Stream>, said: Arc<Said>) -> Shared {
-        Shared { stream, state: Mutex::default(), linked: AtomicBool::new(false), said }
+        Shared {
+            stream,
+            state: Mutex::default(),
+            linked: AtomicBool::new(false),
+            described: AtomicBool::new(false),
+            said,
+        }
     }
 
     /// An empty pipeline, which has the stream's name, and what GStreamer says about it is kept.
@@ -190,6 +201,16 @@ impl Shared {
     /// Takes the right to link the video stream. `false` iff one is linked already.
     pub fn link(&self) -> bool {
         !self.linked.swap(true, Relaxed)
+    }
+
+    /// The server has described its streams.
+    pub fn describe(&self) {
+        self.described.store(true, Relaxed);
+    }
+
+    /// Whether the server has described its streams.
+    pub fn is_described(&self) -> bool {
+        self.described.load(Relaxed)
     }
 
     /// Whether a video stream has been linked.
@@ -288,6 +309,10 @@ impl Source for GstSource {
 
     fn is_connected(&self) -> bool {
         self.shared.state().network.last.is_some()
+    }
+
+    fn is_signed_in(&self) -> bool {
+        self.shared.is_described() || self.is_connected()
     }
 }
 

@@ -12,7 +12,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
+        atomic::{AtomicU32, Ordering::Relaxed},
     },
     time::{Duration, SystemTime},
 };
@@ -38,6 +38,9 @@ const NTP_TO_UNIX: u64 = 2_208_988_800;
 /// Packets of a live stream that may wait for the decoder, by their time and size.
 const BACKLOG_MAX: Duration = Duration::from_secs(1);
 const BACKLOG_BYTES_MAX: u32 = 32 << 20;
+
+/// Requests that are sent again with an answer to the camera's challenge.
+const ANSWERS_MAX: u32 = 1;
 
 /// A camera that has not given a stream after so many requests sends us from one address to the
 /// next; rtspsrc would follow for ever, a thousand times a second.
@@ -264,10 +267,10 @@ fn rtsp(pipeline: &gst::Pipeline, remote: &Remote, tail: Tail) -> Result<(), Sou
     if let Some(fingerprint) = spec.tls.fingerprint {
         tls::pin(&source, fingerprint, &tail.shared);
     }
-    let described = Arc::new(AtomicBool::new(false));
-    bound(&source, tail.shared.clone(), described.clone());
+    bound(&source, tail.shared.clone());
+    let shared = tail.shared.clone();
     source.connect("select-stream", false, move |values| {
-        described.store(true, Relaxed);
+        shared.describe();
         let caps = values.get(2).and_then(|it| it.get::<gst::Caps>().ok());
         let media = caps.as_ref().and_then(|it| it.structure(0)?.get::<String>("media").ok());
         Some((media.as_deref() == Some("video")).to_value())
@@ -282,19 +285,21 @@ fn rtsp(pipeline: &gst::Pipeline, remote: &Remote, tail: Tail) -> Result<(), Sou
 }
 
 /// Bounds what rtspsrc asks of a server: not without end, as where one redirects in circles; and no
-/// password a second time that was refused, as rtspsrc would seven times and cameras lock accounts
-/// after fewer. A request that comes by with an answer to the challenge was sent with it before; once
-/// the streams are described that is in order, as a nonce grows old.
-fn bound(source: &gst::Element, shared: Arc<Shared>, described: Arc<AtomicBool>) {
-    let requests = AtomicU32::new(0);
+/// password a third time that was refused, as rtspsrc would seven times and cameras lock accounts
+/// after fewer. A request that comes by with an answer to the challenge was sent with it before. Once
+/// is in order, as a nonce may have grown old; and so is all after the streams are described.
+fn bound(source: &gst::Element, shared: Arc<Shared>) {
+    let (requests, again) = (AtomicU32::new(0), AtomicU32::new(0));
     source.connect("before-send", false, move |values| {
         let message = values.get(1).and_then(|it| it.get::<RTSPMessage>().ok());
-        let again = message.is_some_and(|it| !it.parse_auth_credentials().is_empty());
+        let answered = message.is_some_and(|it| !it.parse_auth_credentials().is_empty());
+        let refused =
+            answered && !shared.is_described() && ANSWERS_MAX <= again.fetch_add(1, Relaxed);
         let endless = !shared.is_linked() && REQUESTS_MAX <= requests.fetch_add(1, Relaxed);
         if endless {
             shared.fail(Code::Error, format!("no stream after {REQUESTS_MAX} requests"));
         }
-        Some((!endless && (described.load(Relaxed) || !again)).to_value())
+        Some((!endless && !refused).to_value())
     });
 }
 
