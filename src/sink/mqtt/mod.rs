@@ -93,6 +93,9 @@ impl Mqtt {
     async fn say(&mut self, word: &str, deadline: Instant) -> Result<(), Fault> {
         let topic = self.availability();
         let link = self.link.as_mut().ok_or_else(lost_link)?;
+        // Or the answer to a ping could come after the good-bye: then the system resets the connection,
+        // the broker may not read the good-bye, and publishes the last will.
+        link.idle(false);
         link.publish(topic, true, word)?;
         loop {
             match link.next(deadline).await? {
