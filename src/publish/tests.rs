@@ -28,6 +28,22 @@ impl Watch for Counted {
     fn writable(&self, _writable: bool) {}
 }
 
+fn change(stream: &Arc<Stream>, attempt: u32) -> StateChange {
+    StateChange {
+        stream: stream.clone(),
+        state: State::Connecting,
+        code: None,
+        detail: None,
+        log: Vec::new(),
+        attempt,
+        retry_in: None,
+        at: SystemTime::now(),
+        since: SystemTime::now(),
+        flags: Default::default(),
+        ended: None,
+    }
+}
+
 #[test]
 fn a_longer_commit_every_takes_a_backlog_in_fewer_commits() {
     let context = Context {
@@ -45,21 +61,8 @@ fn a_longer_commit_every_takes_a_backlog_in_fewer_commits() {
         let (queue, queue_rx) = edge(300);
         let stream = Arc::new(Stream::new("front"));
         for attempt in 0..300 {
-            let change = StateChange {
-                stream: stream.clone(),
-                state: State::Connecting,
-                code: None,
-                detail: None,
-                log: Vec::new(),
-                attempt,
-                retry_in: None,
-                at: SystemTime::now(),
-                since: SystemTime::now(),
-                flags: Default::default(),
-                ended: None,
-            };
             stream.state_sent();
-            queue.send(Item::State(Box::new(change))).unwrap();
+            queue.send(Item::State(Box::new(change(&stream, attempt)))).unwrap();
         }
         drop(queue);
         let watch = Arc::new(Counted::default());
@@ -96,19 +99,7 @@ fn changes_of_state_beyond_those_that_wait_are_lost_but_settled() {
     let stream = Arc::new(Stream::new("a"));
     for attempt in 0..HELD_MAX as u32 + 50 {
         stream.state_sent();
-        publisher.add(Item::State(Box::new(StateChange {
-            stream: stream.clone(),
-            state: State::Connecting,
-            code: None,
-            detail: None,
-            log: Vec::new(),
-            attempt,
-            retry_in: None,
-            at: SystemTime::now(),
-            since: SystemTime::now(),
-            flags: Default::default(),
-            ended: None,
-        })));
+        publisher.add(Item::State(Box::new(change(&stream, attempt))));
     }
     publisher.commit().unwrap();
     assert_eq!((publisher.group.len(), watch.lost.load(Relaxed)), (HELD_MAX, 50));

@@ -4,8 +4,10 @@
 //! Three rules, for all streams of the daemon together:
 //! - a host is contacted at most [`BURST`] times at once and then [`PER_SECOND`] times a second;
 //! - one connection at a time signs in with the same user name and password on a server, and after a
-//!   refusal that follows no good try none does for [`AUTH_PAUSE`]: 32 channels must not lock the account of their recorder;
-//! - at most [`CONNECTING_MAX`] streams are between opening and their first data.
+//!   refusal that follows no good try none does for [`AUTH_PAUSE`]: 32 channels must not lock the
+//!   account of their recorder;
+//! - at most [`CONNECTING_MAX`] streams are between opening and their first data, each for
+//!   [`PLACE_MAX`].
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},

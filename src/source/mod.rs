@@ -1,8 +1,9 @@
 //! Where frames are born: opens a stream, reads it, numbers its pictures, and tries again.
 //!
-//! A source is the only stage that looks at the stop token. What GStreamer does is in [`gst`]; the
-//! rules are in [`supervise`] (what next), [`watch`] (what is silence), [`gate`] (who may connect)
-//! and [`clock`] (numbers and times); this file only puts them together.
+//! A source is the only stage that looks at the stop token. What is configured is in [`spec`], what
+//! GStreamer does in [`gst`]; the rules are in [`supervise`] (what next), [`watch`] (what is
+//! silence), [`gate`] (who may connect), [`reach`] (who answers), [`quiet`] (what is logged) and
+//! [`clock`] (numbers and times); this file only puts them together.
 
 pub mod clock;
 pub mod fingerprint;

@@ -121,18 +121,6 @@ fn a_file_ends_fails_or_starts_over_but_never_spins() {
 
 #[test]
 fn whatever_happens_a_live_stream_waits_within_its_bounds_and_ends_only_when_stopped() {
-    const CODES: [Code; 10] = [
-        Code::Auth,
-        Code::Tls,
-        Code::Timeout,
-        Code::Dns,
-        Code::Refused,
-        Code::NotFound,
-        Code::Codec,
-        Code::Eos,
-        Code::Stall,
-        Code::Error,
-    ];
     let mut now = Instant::now();
     let mut it = Supervisor::new(false);
     let mut random = 12_345_u64;
@@ -146,7 +134,7 @@ fn whatever_happens_a_live_stream_waits_within_its_bounds_and_ends_only_when_sto
             it.picture(now);
             now += Duration::from_secs(dice(40));
         }
-        let code = CODES[dice(10) as usize];
+        let code = Code::ALL[dice(Code::ALL.len() as u64) as usize];
         let broke = if code == Code::Eos { Broke::Eos } else { failed(code) };
         let (tell, then) = it.broke(broke, true, dice(1_000) as f64 / 1_000.0);
         let Then::Wait(pause) = then else { panic!("{then:?} after {code:?}") };
