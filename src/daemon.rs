@@ -1,27 +1,31 @@
 //! The life of the daemon: start, reload, watch, drain.
 
+mod holds;
 mod sinks;
+mod streams;
 
 use std::{
-    collections::BTreeMap,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
         mpsc,
     },
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::{Context as _, bail};
 
 use crate::{
     cli::{Exit, code},
-    config::{
-        diff,
-        plan::{Plan, StreamPlan},
+    config::{diff, plan::Plan},
+    control::{self, Control},
+    crash,
+    daemon::{
+        sinks::Outlets,
+        streams::{Streams, World},
     },
-    daemon::sinks::Outlets,
     edge,
     event::Context,
     http,
@@ -32,13 +36,11 @@ use crate::{
         load::{self, Choice, Loaded},
         wanted::{Use, Wanted},
     },
-    journal::{JournalError, read::Reader, writer::Writer},
-    ledger::Stream,
+    journal::writer::Writer,
     log,
     observe::Observer,
-    pipeline::{Added, Parts, Pipeline, Unread},
+    pipeline::{Parts, Pipeline, Unread},
     publish::{Order, Publisher},
-    source::{self, Spec, gate::Gate, gst::GstOpener},
     systemd,
 };
 
@@ -55,6 +57,8 @@ pub struct Options {
     pub reread: Option<Reread>,
     /// Changes the log's level.
     pub log: log::Handle,
+    /// Where orders are taken; `None` for the usual place.
+    pub socket: Option<PathBuf>,
 }
 
 /// How long a drain may take.
@@ -84,25 +88,15 @@ impl Signals {
     }
 }
 
-/// A stream that is running.
-struct Running {
-    stream: Arc<Stream>,
-    added: Added,
-}
-
 struct Daemon {
     plan: Plan,
     options: Options,
     pipeline: Pipeline,
     observer: Arc<Observer>,
-    streams: BTreeMap<String, Running>,
-    /// Streams that were taken out and may still have something on its way to the journal.
-    removed: Vec<Arc<Stream>>,
-    /// Streams that start once their namesakes in `removed` have settled.
-    waiting: BTreeMap<String, StreamPlan>,
-    /// Who may connect now, over all streams.
-    gate: Arc<Gate>,
+    streams: Streams,
     sinks: Outlets,
+    /// `None` iff there is no socket for orders.
+    control: Option<Control>,
     /// Comes back once its stage has ended.
     journal: mpsc::Receiver<Writer>,
     notify: systemd::Notifier,
@@ -121,6 +115,7 @@ pub fn run(plan: Plan, options: Options) -> anyhow::Result<()> {
     }
     // Before the model, which takes a second: a broken or foreign journal is then told at once.
     let mut journal = open_journal(&plan)?;
+    let (crashes, report) = crashes(&plan)?;
     let gpu = match plan.device.device {
         Use::Cpu => GpuStatus::Absent,
         _ => GpuStatus::find(plan.device.cuda.as_deref()),
@@ -134,23 +129,22 @@ pub fn run(plan: Plan, options: Options) -> anyhow::Result<()> {
     let pipeline = start_pipeline(&plan, loaded, journal, &observer)?;
     observer.pipeline(&pipeline);
     let notify = systemd::Notifier::from_env()?;
-    let streams = BTreeMap::new();
-    let (removed, waiting) = (Vec::new(), BTreeMap::new());
+    let streams = Streams::new(&plan, crashes, &report.dangerous)?;
+    let control = control(options.socket.as_deref(), &plan)?;
     let mut daemon = Daemon {
         plan,
         options,
         pipeline,
         observer,
         streams,
-        removed,
-        waiting,
-        gate: Arc::default(),
         sinks,
+        control,
         journal: journal_rx,
         notify,
         ready: false,
     };
-    daemon.add_all()?;
+    let Daemon { streams, pipeline, observer, plan, .. } = &mut daemon;
+    streams.start(&mut World { pipeline, observer, plan })?;
     daemon.observer.reloaded(true);
     daemon.life(&signals)
 }
@@ -165,6 +159,34 @@ fn open_journal(plan: &Plan) -> anyhow::Result<Writer> {
     Writer::open(&plan.journal.path, plan.journal.retain).map_err(|error| {
         if error.exit_code() == 4 { Exit::journal(error.to_string()) } else { error.into() }
     })
+}
+
+/// Says how the last run ended, if it crashed, and watches this one. Gives where that is written down,
+/// and what it says about the streams.
+fn crashes(plan: &Plan) -> anyhow::Result<(PathBuf, crash::log::Report)> {
+    let path = plan.journal.path.with_extension("crashes");
+    let report = crash::log::start(&path, SystemTime::now());
+    let report = report.with_context(|| format!("writing {}", path.display()))?;
+    if let Some(last) = &report.last {
+        let (signal, stream) = (&last.what, last.stream.as_deref().unwrap_or("not known"));
+        tracing::error!(signal, stream, "the last run crashed in a thread of this stream");
+    }
+    crash::watch(&path)?;
+    Ok((path, report))
+}
+
+/// Listens for orders. By itself a place for the socket is looked for, but not insisted on.
+fn control(socket: Option<&Path>, plan: &Plan) -> anyhow::Result<Option<Control>> {
+    if let Some(path) = socket {
+        return Control::listen(path).map(Some);
+    }
+    match Control::listen(&control::path_of(&plan.journal.path)) {
+        Ok(control) => Ok(Some(control)),
+        Err(error) => {
+            tracing::warn!("no orders can be given to this daemon: {error:#}; see --socket");
+            Ok(None)
+        }
+    }
 }
 
 fn load_model(plan: &Plan, gpu: &GpuStatus) -> anyhow::Result<Loaded> {
@@ -254,41 +276,6 @@ fn start_pipeline(
 }
 
 impl Daemon {
-    fn add_all(&mut self) -> anyhow::Result<()> {
-        let plans: Vec<_> =
-            self.plan.streams.iter().map(|it| (it.0.clone(), it.1.clone())).collect();
-        for (id, plan) in plans {
-            self.add(&id, plan)?;
-        }
-        Ok(())
-    }
-
-    fn add(&mut self, id: &str, plan: StreamPlan) -> anyhow::Result<()> {
-        let spec = spec(&plan, &self.plan)?;
-        let stream = Arc::new(Stream::watched(id, plan.health));
-        let first_epoch = next_epoch(&self.plan.journal.path, id)?;
-        let gate = self.gate.clone();
-        let settings = source::Settings { gate, ..source::Settings::new(&spec, first_epoch) };
-        let opener = GstOpener::new(spec, stream.clone())?;
-        let observer = &self.observer;
-        let added = self.pipeline.add_source(
-            Box::new(opener),
-            stream.clone(),
-            settings,
-            (plan.when_full, plan.weight),
-            |added| observer.add(&stream, &plan, added),
-        );
-        let added = added.inspect_err(|_| observer.remove(&stream))?;
-        self.streams.insert(id.to_owned(), Running { stream, added });
-        Ok(())
-    }
-
-    fn remove(&mut self, id: &str) {
-        let Some(running) = self.streams.remove(id) else { return };
-        running.added.stop.cancel();
-        self.removed.push(running.stream);
-    }
-
     fn life(mut self, signals: &Signals) -> anyhow::Result<()> {
         let mut failed = None;
         // With `once` the whole is no success if a file was not read.
@@ -296,6 +283,9 @@ impl Daemon {
         while !signals.stop.load(Relaxed) && failed.is_none() {
             if signals.reload.swap(false, Relaxed) {
                 self.reload();
+            }
+            while let Some(order) = self.control.as_ref().and_then(Control::next) {
+                self.streams.obey(order, &self.plan);
             }
             if let Some(exit) = self.pipeline.next_exit(Instant::now() + TICK) {
                 match exit.result {
@@ -309,7 +299,7 @@ impl Daemon {
                     Ok(()) => tracing::debug!(stage = exit.stage, "ended"),
                 }
             }
-            if self.options.once && self.pipeline.sources() == 0 && self.waiting.is_empty() {
+            if self.options.once && self.pipeline.sources() == 0 && !self.streams.is_starting() {
                 break;
             }
             if failed.is_none()
@@ -334,23 +324,10 @@ impl Daemon {
         if self.observer.alive() {
             self.notify.watchdog();
         }
-        let (observer, pipeline) = (&self.observer, &self.pipeline);
-        self.removed.retain(|it| {
-            let settled = !pipeline.is_running(&it.id) && it.is_settled();
-            if settled {
-                observer.remove(it);
-            }
-            !settled
-        });
-        let settled = |id: &String| !self.removed.iter().any(|it| it.id == *id);
-        let ready: Vec<_> = self.waiting.keys().filter(|it| settled(it)).cloned().collect();
-        for id in ready {
-            let plan = self.waiting.remove(&id).expect("the key was just seen");
-            if let Err(error) = self.add(&id, plan) {
-                tracing::error!(stream = id, "cannot be started: {error:#}");
-                // The next reload sees it as new and tries again.
-                self.plan.streams.remove(&id);
-            }
+        let Daemon { streams, pipeline, observer, plan, .. } = self;
+        for id in streams.tick(&mut World { pipeline, observer, plan }) {
+            // The next reload sees it as new and tries again.
+            self.plan.streams.remove(&id);
         }
         let failed = self.sinks.tick(&self.plan);
         self.plan.sinks.retain(|it| !failed.contains(&it.name));
@@ -393,15 +370,7 @@ impl Daemon {
             self.sinks.retain(self.plan.journal.retain);
         }
         self.sinks.apply(&diff.sinks, &self.plan);
-        let streams = diff.streams;
-        for id in streams.removed.iter().chain(&streams.changed) {
-            self.waiting.remove(id);
-            self.remove(id);
-        }
-        // They start with the next tick, or once what runs under their name has settled.
-        for id in streams.changed.iter().chain(&streams.added) {
-            self.waiting.insert(id.clone(), self.plan.streams[id].clone());
-        }
+        self.streams.apply(&diff.streams, &self.plan);
         Ok(())
     }
 
@@ -412,8 +381,7 @@ impl Daemon {
         self.observer.ready(false);
         self.notify.stopping();
         let deadline = Instant::now() + DRAIN;
-        let streams: Vec<_> =
-            self.streams.into_values().map(|it| it.stream).chain(self.removed).collect();
+        let streams = self.streams.into_accounts();
         let exits = self.pipeline.stop(deadline).map_err(|stuck| {
             anyhow::anyhow!("still running after {} s: {}", DRAIN.as_secs(), stuck.join(", "))
         });
@@ -442,32 +410,4 @@ impl Daemon {
         }
         sinks
     }
-}
-
-/// What the source needs, from what is configured.
-fn spec(plan: &StreamPlan, all: &Plan) -> anyhow::Result<Spec> {
-    Ok(Spec {
-        username: plan.username.clone(),
-        password: plan.password.clone(),
-        transport: plan.transport,
-        latency: plan.latency,
-        stall_after: plan.stall_after,
-        max_fps: plan.max_fps,
-        realtime: plan.realtime,
-        looped: plan.looped,
-        limits: (all.limits.max_width, all.limits.max_height),
-        start_time: plan.start_time,
-        tls: source::Tls {
-            verify: plan.tls.verify,
-            ca_file: plan.tls.ca_file.clone(),
-            fingerprint: plan.tls.fingerprint,
-        },
-        ..Spec::parse(plan.url.expose())?
-    })
-}
-
-/// The epoch after the last one that the journal knows of a stream: epochs outlive restarts.
-fn next_epoch(journal: &std::path::Path, id: &str) -> anyhow::Result<u64> {
-    let last = Reader::open(journal).and_then(|it| it.last_epoch(id));
-    Ok(last.map_err(JournalError::in_use)?.map_or(0, |it| it + 1))
 }

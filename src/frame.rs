@@ -283,14 +283,26 @@ pub enum State {
     Down,
     /// A file has ended.
     Ended,
-    /// Taken out by the operator.
+    /// Taken out of the configuration, or the daemon has stopped.
     Removed,
+    /// Not opened until an operator enables it again.
+    Disabled,
+    /// Not opened: it has crashed the daemon too often.
+    Quarantined,
 }
 
 impl State {
     /// Every state.
-    pub const ALL: [State; 6] =
-        [State::Connecting, State::Up, State::Stalled, State::Down, State::Ended, State::Removed];
+    pub const ALL: [State; 8] = [
+        State::Connecting,
+        State::Up,
+        State::Stalled,
+        State::Down,
+        State::Ended,
+        State::Removed,
+        State::Disabled,
+        State::Quarantined,
+    ];
 
     /// The name in events and metrics.
     pub fn name(self) -> &'static str {
@@ -301,6 +313,8 @@ impl State {
             State::Down => "down",
             State::Ended => "ended",
             State::Removed => "removed",
+            State::Disabled => "disabled",
+            State::Quarantined => "quarantined",
         }
     }
 }

@@ -42,6 +42,10 @@ pub mod observe;
 
 pub mod systemd;
 
+pub mod crash;
+
+pub mod control;
+
 pub mod log;
 
 pub mod daemon;

@@ -27,6 +27,10 @@ pub struct Cli {
     /// The configuration file [default: ./config.yaml, then /etc/ghostwatch/config.yaml]
     #[arg(long, global = true, env = "GHOSTWATCH_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// The socket on which the daemon takes orders [default: beside the journal, or
+    /// /run/ghostwatch/api.sock under systemd]
+    #[arg(long, global = true, env = "GHOSTWATCH_SOCKET", value_name = "FILE")]
+    pub socket: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
@@ -41,7 +45,7 @@ enum Command {
     Classify(classify::Args),
     /// Print events from the journal.
     Tail(tail::Args),
-    /// Show what each stream is doing.
+    /// Show what each stream is doing; restart, disable and enable one.
     Streams(streams::Args),
     /// Look at the journal, verify it, copy it, and send from it again.
     Events(events::Args),
@@ -100,11 +104,13 @@ impl Exit {
 pub fn run(cli: Cli) -> ExitCode {
     let config = cli.config.as_deref();
     let result = match cli.command {
-        Command::Run(args) => run::run(&args, config),
+        Command::Run(args) => run::run(&args, config, cli.socket),
         Command::Check(args) => return check::run(&args, config),
         Command::Classify(args) => classify::run(&args),
         Command::Tail(args) => journal_path(config).and_then(|it| tail::run(&args, &it)),
-        Command::Streams(args) => journal_path(config).and_then(|it| streams::run(&args, &it)),
+        Command::Streams(args) => {
+            journal_path(config).and_then(|it| streams::run(&args, &it, cli.socket.as_deref()))
+        }
         Command::Events(args) => events::run(&args, config),
         Command::Weights(command) => weights::run(&command),
         Command::Schema(args) => schema::run(&args),

@@ -38,7 +38,7 @@ pub struct Args {
 ///
 /// # Errors
 /// The configuration is wrong, something could not be started, or a stage failed.
-pub fn run(args: &Args, config: Option<&Path>) -> anyhow::Result<()> {
+pub fn run(args: &Args, config: Option<&Path>, socket: Option<PathBuf>) -> anyhow::Result<()> {
     let options = config::Options::all();
     let wrong = |it: Problems| Exit::wrong(it.to_string());
     let (loaded, reread): (_, Option<Reread>) = if args.urls.is_empty() {
@@ -67,7 +67,7 @@ pub fn run(args: &Args, config: Option<&Path>) -> anyhow::Result<()> {
         tracing::warn!(setting = warning.path, "{}", warning.message);
     }
     let print = args.print || !args.urls.is_empty();
-    daemon::run(loaded.plan, Options { once: args.once, print, reread, log })
+    daemon::run(loaded.plan, Options { once: args.once, print, reread, log, socket })
 }
 
 /// The first line of a password file.

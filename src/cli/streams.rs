@@ -1,6 +1,7 @@
-//! `ghostwatch streams`: what each stream is doing, as the journal tells it.
+//! `ghostwatch streams`: what each stream is doing, as the journal tells it, and orders to the daemon.
 //!
-//! It reads the journal itself, so it answers whether a daemon runs or not.
+//! The table is read from the journal itself, so it answers whether a daemon runs or not. Orders need
+//! one: see [`control`].
 
 use std::{
     collections::BTreeMap,
@@ -14,17 +15,42 @@ use serde_json::Value;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::{
-    cli::text::escape,
+    cli::{Exit, text::escape},
+    config::build::{ID, is_id},
+    control::{self, Action, Answer},
     event::rfc3339,
     journal::{filter::Filter, read::Reader},
 };
 
-/// How to show.
+/// How to show, or what to do.
 #[derive(clap::Args, Debug)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
     /// Show again every second.
     #[arg(long)]
     watch: bool,
+    #[command(subcommand)]
+    order: Option<Order>,
+}
+
+/// What the running daemon is to do to a stream.
+#[derive(clap::Subcommand, Clone, Debug)]
+enum Order {
+    /// Close a stream and open it again, at once.
+    Restart {
+        /// Its id in the configuration.
+        id: String,
+    },
+    /// Open a stream again that was disabled or quarantined.
+    Enable {
+        /// Its id in the configuration.
+        id: String,
+    },
+    /// Close a stream until it is enabled again, also over restarts of the daemon.
+    Disable {
+        /// Its id in the configuration.
+        id: String,
+    },
 }
 
 /// Frames are counted over this long.
@@ -48,11 +74,30 @@ struct Row {
     label: String,
 }
 
-/// Prints the table.
+/// Prints the table, or gives an order.
 ///
 /// # Errors
-/// The journal cannot be read, or the output not be written.
-pub fn run(args: &Args, journal: &Path) -> anyhow::Result<()> {
+/// The journal cannot be read, or the output not be written; or the daemon is not there, or refuses.
+pub fn run(args: &Args, journal: &Path, socket: Option<&Path>) -> anyhow::Result<()> {
+    let (action, id) = match &args.order {
+        None => return show(args, journal),
+        Some(Order::Restart { id }) => (Action::Restart, id),
+        Some(Order::Enable { id }) => (Action::Enable, id),
+        Some(Order::Disable { id }) => (Action::Disable, id),
+    };
+    if !is_id(id) {
+        return Err(Exit::wrong(format!("{:?} is no stream id: {ID}", escape(id))));
+    }
+    let socket = socket.map_or_else(|| control::find(journal), Path::to_owned);
+    match control::order(&socket, action, id)? {
+        Answer::Done(text) => writeln!(io::stdout(), "{}", escape(&text))?,
+        Answer::Unknown(text) => return Err(Exit::wrong(escape(&text))),
+        Answer::Refused(text) => return Err(Exit::failed(escape(&text))),
+    }
+    Ok(())
+}
+
+fn show(args: &Args, journal: &Path) -> anyhow::Result<()> {
     let mut reader = Reader::open(journal)?;
     loop {
         let rows = rows(&mut reader)?;

@@ -19,7 +19,7 @@ pub mod watch;
 use std::{
     mem,
     pin::pin,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::{Arc, OnceLock, atomic::Ordering::Relaxed},
     task::{Context, Wake, Waker},
     thread::{self, Thread},
     time::{Duration, Instant, SystemTime},
@@ -38,7 +38,7 @@ use crate::{
         clock::{Clock, Sampler, Seen},
         gate::{Denied, Gate, Peer, Permit},
         quiet::Quiet,
-        supervise::{Broke, Supervisor, Tell, Then},
+        supervise::{Broke, Leave, Supervisor, Tell, Then},
     },
     stage::{Reason, StageName},
 };
@@ -168,6 +168,8 @@ pub struct Settings {
     pub first_epoch: u64,
     /// Who may connect: the streams that share it wait for one another.
     pub gate: Arc<Gate>,
+    /// What to say last when it is stopped; if nothing is set by then, that it is removed.
+    pub leave: Arc<OnceLock<Leave>>,
 }
 
 impl Settings {
@@ -179,6 +181,7 @@ impl Settings {
             start_time: spec.start_time,
             first_epoch,
             gate: Arc::default(),
+            leave: Arc::default(),
         }
     }
 }
@@ -210,7 +213,7 @@ pub fn run(
         clock: Clock::new(settings.first_epoch, settings.start_time),
         sampler: settings.max_fps.and_then(Sampler::new),
         gate: settings.gate,
-        supervisor: Supervisor::new(settings.looped),
+        supervisor: Supervisor::new(settings.looped).leaving(settings.leave),
         stream,
         output,
         stop,
@@ -248,7 +251,9 @@ type Opened = Option<Box<dyn Source>>;
 impl Reader<'_> {
     fn run(&mut self, opener: &mut dyn Opener) -> Result<End, Closed> {
         loop {
-            if let Some(tell) = self.supervisor.opening() {
+            if !self.stop.is_cancelled()
+                && let Some(tell) = self.supervisor.opening()
+            {
                 self.tell(tell)?;
             }
             let good = self.stream.connects.load(Relaxed);

@@ -4,7 +4,10 @@
 //! broke, and does what it is told: open again, wait, or end. When a connection counts as broken
 //! though it says nothing is decided in [`super::watch`]; who may connect now, in [`super::gate`].
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{Arc, OnceLock},
+    time::{Duration, Instant},
+};
 
 use crate::{
     frame::{Code, State},
@@ -74,6 +77,22 @@ pub struct Tell {
     pub attempt: u32,
 }
 
+/// What is said last of a stream that is stopped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leave {
+    /// The state that it stays in.
+    pub state: State,
+    /// Why, if it was not an operator's wish.
+    pub error: Option<SourceError>,
+}
+
+impl Default for Leave {
+    /// It is gone.
+    fn default() -> Leave {
+        Leave { state: State::Removed, error: None }
+    }
+}
+
 /// What to do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Then {
@@ -89,6 +108,8 @@ pub enum Then {
 #[derive(Debug)]
 pub struct Supervisor {
     looped: bool,
+    /// Set, if at all, before the stream is stopped.
+    leave: Arc<OnceLock<Leave>>,
     /// Tries since the stream was last up.
     attempt: u32,
     backoff: Backoff,
@@ -101,8 +122,13 @@ pub struct Supervisor {
 impl Supervisor {
     /// A stream that has not been opened yet. `looped`: a file starts over at its end.
     pub fn new(looped: bool) -> Supervisor {
-        let backoff = Backoff::default();
-        Supervisor { looped, attempt: 0, backoff, first_picture: None, again: false }
+        let (leave, backoff) = (Arc::default(), Backoff::default());
+        Supervisor { looped, leave, attempt: 0, backoff, first_picture: None, again: false }
+    }
+
+    /// The same; `leave` holds what to say when it is stopped.
+    pub fn leaving(self, leave: Arc<OnceLock<Leave>>) -> Supervisor {
+        Supervisor { leave, ..self }
     }
 
     /// The stream is about to be opened.
@@ -135,7 +161,10 @@ impl Supervisor {
     pub fn broke(&mut self, broke: Broke, live: bool, random: f64) -> (Tell, Then) {
         let was_up = self.first_picture.is_some();
         let error = match broke {
-            Broke::Stopped => return (self.tell(State::Removed), Then::Over(End::Stopped)),
+            Broke::Stopped => {
+                let Leave { state, error } = self.leave.get().cloned().unwrap_or_default();
+                return (Tell { error, ..self.tell(state) }, Then::Over(End::Stopped));
+            }
             // Without a picture, starting over would spin.
             Broke::Eos if !live && self.looped && was_up => {
                 let tell = self.tell(State::Up);

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers outside `#[test]` functions too")]
 
+mod control;
 mod end_to_end;
 mod events;
 mod failures;

@@ -213,6 +213,7 @@ fn whoever_adds_a_source_hears_of_it_before_it_starts() {
             start_time: None,
             first_epoch: 0,
             gate: Default::default(),
+            leave: Default::default(),
         };
         let told = notes.clone();
         let before = |_: &Added| {

@@ -250,6 +250,7 @@ fn plain() -> Settings {
         start_time: None,
         first_epoch: 3,
         gate: Arc::default(),
+        leave: Arc::default(),
     }
 }
 

@@ -261,9 +261,14 @@ pub(crate) fn start_tested(
 /// Adds a source; gives its stream.
 pub(crate) fn add(p: &mut Pipeline, id: &str, source: Grey, when_full: WhenFull) -> Arc<Stream> {
     let stream = Arc::new(Stream::new(id));
-    let gate = Default::default();
-    let settings =
-        Settings { max_fps: None, looped: false, start_time: None, first_epoch: 0, gate };
+    let settings = Settings {
+        max_fps: None,
+        looped: false,
+        start_time: None,
+        first_epoch: 0,
+        gate: Default::default(),
+        leave: Default::default(),
+    };
     p.add_source(Box::new(source), stream.clone(), settings, (when_full, 1), |_| ()).unwrap();
     stream
 }

@@ -13,14 +13,15 @@ const ONLY: &[(&str, &[&str])] = &[
     ("rusqlite", &["journal/"]),
     ("prometheus::", &["metrics.rs", "metrics/"]),
     ("serde_yaml", &["config/mod.rs"]),
-    ("hyper::", &["http/", "sink/webhook.rs"]),
+    ("hyper::", &["control.rs", "http/", "sink/webhook.rs"]),
     ("async_nats", &["sink/nats.rs"]),
     ("nvml_wrapper::", &["metrics/gpus.rs"]),
-    ("unsafe ", &["preprocess/simd.rs", "infer/device.rs", "infer/gpu.rs"]),
+    ("unsafe ", &["preprocess/simd.rs", "infer/device.rs", "infer/gpu.rs", "crash/signal.rs"]),
     (
         "thread::Builder",
         &[
             "pipeline.rs",
+            "control.rs",
             "http/mod.rs",
             "sink/mod.rs",
             "source/gst/",

@@ -28,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::{
+    crash,
     frame::Code,
     ledger::Stream,
     source::{
@@ -97,9 +98,20 @@ impl Opener for GstOpener {
         let shared = Arc::new(Shared::new(self.stream.clone(), self.said.clone()));
         let (pipeline, sink) = pipeline::build(&self.spec, &shared)?;
         let bus = pipeline.bus().expect("a pipeline has a bus");
-        // Nobody reads the rest, and on a bus it would pile up for as long as the stream lives.
-        bus.set_sync_handler(|_, message| match message.type_() {
-            gst::MessageType::Error => gst::BusSyncReply::Pass,
+        let stream = self.stream.clone();
+        bus.set_sync_handler(move |_, message| match message.view() {
+            gst::MessageView::Error(_) => gst::BusSyncReply::Pass,
+            gst::MessageView::StreamStatus(status) => {
+                let task = status.stream_status_object().and_then(|it| it.get::<gst::Task>().ok());
+                if status.get().0 == gst::StreamStatusType::Enter
+                    && let Some(task) = task
+                {
+                    // Right after this its thread takes over its name.
+                    task.set_property("name", crash::thread_name(&stream.id));
+                }
+                gst::BusSyncReply::Drop
+            }
+            // Nobody reads the rest, and on a bus it would pile up for as long as the stream lives.
             _ => gst::BusSyncReply::Drop,
         });
         let started = pipeline.set_state(gst::State::Playing);
@@ -408,7 +420,9 @@ impl Drop for GstSource {
                 warn!("a pipeline that was left behind has shut down after all");
             }
         };
-        match thread::Builder::new().name("teardown".to_owned()).spawn(close) {
+        // A plugin can crash here too.
+        let name = crash::thread_name(&self.shared.stream.id);
+        match thread::Builder::new().name(name).spawn(close) {
             Ok(_) => {
                 if done.recv_timeout(TEARDOWN_MAX).is_err() {
                     let source = self.spec.url.to_string();

@@ -1,0 +1,373 @@
+//! The unix socket on which an operator tells the running daemon what to do, and its other end.
+//!
+//! `POST /api/v1/streams/<id>/<restart|enable|disable>` in HTTP/1.1, so that `curl --unix-socket` does
+//! it too. Only root and the user that the daemon runs as are heard. The daemon's own loop carries the
+//! order out and answers; this file only brings the two together.
+
+use std::{
+    convert::Infallible,
+    fs, io,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    sync::mpsc,
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use http_body_util::{BodyExt as _, Empty, Full};
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::{Bytes, Incoming},
+    client, server,
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    net::{UnixListener, UnixStream, unix::UCred},
+    runtime::Runtime,
+    sync::oneshot,
+    time,
+};
+use tokio_util::sync::CancellationToken;
+
+/// The longest path that a unix socket can have: 108 bytes with the zero at its end.
+const PATH_MAX: usize = 107;
+/// Orders that wait for the daemon's loop.
+const ORDERS_MAX: usize = 16;
+/// How long a client may take for its request's header.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// The daemon's loop looks for orders ten times a second.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
+
+/// Where a daemon with this journal listens if nothing else is said: in the folder that systemd makes
+/// for it, else beside the journal, which no other daemon can have.
+pub fn path_of(journal: &Path) -> PathBuf {
+    match std::env::var_os("RUNTIME_DIRECTORY") {
+        Some(folder) if !folder.is_empty() => Path::new(&folder).join(NAME),
+        _ => journal.with_extension("sock"),
+    }
+}
+
+/// Where to look for a daemon with this journal.
+pub fn find(journal: &Path) -> PathBuf {
+    let (beside, system) = (path_of(journal), Path::new("/run/ghostwatch").join(NAME));
+    if !beside.exists() && system.exists() { system } else { beside }
+}
+
+/// The socket's name in a folder of its own.
+const NAME: &str = "api.sock";
+
+/// What can be done to a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Close it and open it again, at once.
+    Restart,
+    /// Open it again after it was disabled or quarantined.
+    Enable,
+    /// Close it, and leave it closed, also after a restart of the daemon.
+    Disable,
+}
+
+impl Action {
+    /// Every action.
+    pub const ALL: [Action; 3] = [Action::Restart, Action::Enable, Action::Disable];
+
+    /// Its name in paths and on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Action::Restart => "restart",
+            Action::Enable => "enable",
+            Action::Disable => "disable",
+        }
+    }
+}
+
+/// What came of an order, in words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// It is done, or it was so before.
+    Done(String),
+    /// There is no such stream.
+    Unknown(String),
+    /// It cannot be done as things are.
+    Refused(String),
+}
+
+/// An order on its way to the daemon's loop.
+#[derive(Debug)]
+pub struct Order {
+    /// What to do.
+    pub action: Action,
+    /// To which stream.
+    pub stream: String,
+    answer: oneshot::Sender<Answer>,
+}
+
+impl Order {
+    /// Answers whoever has given it.
+    pub fn answer(self, answer: Answer) {
+        // Whoever asked may have gone; it is done all the same.
+        drop(self.answer.send(answer));
+    }
+}
+
+/// The listening end. The socket goes when this is dropped.
+pub struct Control {
+    path: PathBuf,
+    orders: mpsc::Receiver<Order>,
+    stop: CancellationToken,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Control {
+    /// Listens at `path`. Call it only as the one that owns the journal: a socket that is there already
+    /// is taken to be left over from a daemon that has ended.
+    ///
+    /// # Errors
+    /// The path is too long, something else is there, or the socket cannot be made.
+    pub fn listen(path: &Path) -> anyhow::Result<Control> {
+        let shown = path.display();
+        if PATH_MAX < path.as_os_str().len() {
+            bail!("{shown} is longer than the {PATH_MAX} bytes of a unix socket's path");
+        }
+        clear(path)?;
+        let runtime = runtime()?;
+        let guard = runtime.enter();
+        let listener = UnixListener::bind(path).with_context(|| format!("binding {shown}"))?;
+        drop(guard);
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600))
+            .with_context(|| format!("closing {shown} to others"))?;
+        let (orders_tx, orders) = mpsc::sync_channel(ORDERS_MAX);
+        let stop = CancellationToken::new();
+        let stopped = stop.clone();
+        let run = move || {
+            runtime.block_on(async {
+                tokio::select! {
+                    () = stopped.cancelled() => {}
+                    () = accept(listener, orders_tx) => {}
+                }
+            });
+        };
+        let thread = thread::Builder::new().name("control".to_owned()).spawn(run)?;
+        Ok(Control { path: path.to_owned(), orders, stop, thread: Some(thread) })
+    }
+
+    /// The next order, if there is one.
+    pub fn next(&self) -> Option<Order> {
+        self.orders.try_recv().ok()
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        if self.thread.take().is_some_and(|it| it.join().is_err()) {
+            tracing::error!("the control socket's thread has panicked");
+        }
+        // Somebody may have removed it.
+        fs::remove_file(&self.path).ok();
+    }
+}
+
+/// Takes away what a daemon that was killed has left.
+fn clear(path: &Path) -> anyhow::Result<()> {
+    use std::os::unix::fs::FileTypeExt as _;
+    let shown = path.display();
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("looking at {shown}")),
+        Ok(it) if it.file_type().is_socket() => {
+            fs::remove_file(path).with_context(|| format!("removing {shown}"))
+        }
+        Ok(_) => bail!("{shown} is there and is no socket"),
+    }
+}
+
+fn runtime() -> anyhow::Result<Runtime> {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.enable_io().enable_time().build().context("starting the control socket's runtime")
+}
+
+async fn accept(listener: UnixListener, orders: mpsc::SyncSender<Order>) {
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "a connection to the control socket could not be accepted");
+                time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        // Root can connect whatever the file's mode says; nobody else should have come so far.
+        match stream.peer_cred() {
+            Ok(it) if may_order(&it) => {}
+            other => {
+                tracing::warn!(peer = ?other.ok(), "an order by somebody else was refused");
+                continue;
+            }
+        }
+        tokio::spawn(serve(stream, orders.clone()));
+    }
+}
+
+fn may_order(peer: &UCred) -> bool {
+    peer.uid() == 0 || peer.uid() == rustix::process::geteuid().as_raw()
+}
+
+async fn serve(stream: UnixStream, orders: mpsc::SyncSender<Order>) {
+    let service = service_fn(|request: Request<Incoming>| {
+        let orders = orders.clone();
+        async move {
+            let (status, text) = answer(request.method(), request.uri().path(), &orders).await;
+            let mut response = Response::new(Full::new(Bytes::from(text + "\n")));
+            *response.status_mut() = status;
+            Ok::<_, Infallible>(response)
+        }
+    });
+    let served = server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), service);
+    if let Err(error) = served.await {
+        tracing::debug!(%error, "a connection to the control socket has failed");
+    }
+}
+
+async fn answer(
+    method: &Method,
+    path: &str,
+    orders: &mpsc::SyncSender<Order>,
+) -> (StatusCode, String) {
+    let Some((stream, action)) = route(path) else {
+        let actions = Action::ALL.map(Action::name).join("|");
+        let text = format!("there is only POST /api/v1/streams/<id>/<{actions}>");
+        return (StatusCode::NOT_FOUND, text);
+    };
+    if method != Method::POST {
+        return (StatusCode::METHOD_NOT_ALLOWED, "this takes POST only".to_owned());
+    }
+    let (answer, answered) = oneshot::channel();
+    let order = Order { action, stream: stream.to_owned(), answer };
+    let busy = || (StatusCode::SERVICE_UNAVAILABLE, "the daemon does not answer".to_owned());
+    if orders.try_send(order).is_err() {
+        return busy();
+    }
+    match time::timeout(ANSWER_MAX, answered).await {
+        Ok(Ok(Answer::Done(text))) => (StatusCode::OK, text),
+        Ok(Ok(Answer::Unknown(text))) => (StatusCode::NOT_FOUND, text),
+        Ok(Ok(Answer::Refused(text))) => (StatusCode::CONFLICT, text),
+        Ok(Err(_)) => (StatusCode::SERVICE_UNAVAILABLE, "the daemon is stopping".to_owned()),
+        Err(_) => busy(),
+    }
+}
+
+fn route(path: &str) -> Option<(&str, Action)> {
+    let (stream, action) = path.strip_prefix("/api/v1/streams/")?.split_once('/')?;
+    Some((stream, Action::ALL.into_iter().find(|it| it.name() == action)?))
+}
+
+/// Gives an order to the daemon that listens at `path`, and waits for its answer.
+///
+/// # Errors
+/// Nobody listens there, or it does not answer.
+pub fn order(path: &Path, action: Action, stream: &str) -> anyhow::Result<Answer> {
+    runtime()?.block_on(async {
+        let ask = ask(path, action, stream);
+        time::timeout(2 * ANSWER_MAX, ask).await.context("the daemon does not answer")?
+    })
+}
+
+async fn ask(path: &Path, action: Action, stream: &str) -> anyhow::Result<Answer> {
+    let connected = UnixStream::connect(path).await.map_err(|error| {
+        let shown = path.display();
+        match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                anyhow::anyhow!("no daemon listens at {shown}; is it running with this journal?")
+            }
+            io::ErrorKind::PermissionDenied => anyhow::anyhow!(
+                "{shown}: only root and the user that the daemon runs as may give orders"
+            ),
+            _ => anyhow::anyhow!("{shown}: {error}"),
+        }
+    })?;
+    let (mut sender, connection) = client::conn::http1::handshake(TokioIo::new(connected)).await?;
+    let request = Request::post(format!("/api/v1/streams/{stream}/{}", action.name()))
+        .header("host", "localhost")
+        .header("connection", "close")
+        .body(Empty::<Bytes>::new())?;
+    let connection = tokio::spawn(connection);
+    let response =
+        sender.send_request(request).await.context("the daemon closed the connection")?;
+    let status = response.status();
+    let body = response.into_body().collect().await?.to_bytes();
+    drop(sender);
+    connection.await.context("the connection's task")??;
+    let text = String::from_utf8_lossy(&body).trim_end().to_owned();
+    match status {
+        StatusCode::OK => Ok(Answer::Done(text)),
+        StatusCode::NOT_FOUND => Ok(Answer::Unknown(text)),
+        StatusCode::CONFLICT => Ok(Answer::Refused(text)),
+        _ => bail!("{text} ({status})"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_name_a_stream_and_an_action() {
+        assert_eq!(route("/api/v1/streams/front/restart"), Some(("front", Action::Restart)));
+        assert_eq!(route("/api/v1/streams/a/disable"), Some(("a", Action::Disable)));
+        for path in ["/", "/api/v1/streams/front", "/api/v1/streams/front/x", "/front/restart"] {
+            assert_eq!(route(path), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn an_order_reaches_the_loop_and_its_answer_comes_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal.sock");
+        // Left over from a daemon that was killed.
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        let control = Control::listen(&path).unwrap();
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let answers = [
+            Answer::Done("done".to_owned()),
+            Answer::Unknown("no".to_owned()),
+            Answer::Refused("not now".to_owned()),
+        ];
+        thread::scope(|scope| {
+            let asking = scope.spawn(|| Action::ALL.map(|it| order(&path, it, "front").unwrap()));
+            for (action, answer) in Action::ALL.into_iter().zip(&answers) {
+                let order = loop {
+                    match control.next() {
+                        Some(order) => break order,
+                        None => thread::yield_now(),
+                    }
+                };
+                assert_eq!((order.action, &*order.stream), (action, "front"));
+                order.answer(answer.clone());
+            }
+            assert_eq!(asking.join().unwrap(), answers);
+        });
+        drop(control);
+        assert!(!path.exists());
+        let error = order(&path, Action::Restart, "front").unwrap_err().to_string();
+        assert!(error.contains("no daemon listens at"), "{error}");
+    }
+
+    #[test]
+    fn what_cannot_be_a_socket_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        fs::write(&path, "precious").unwrap();
+        let error = |path: &Path| Control::listen(path).err().unwrap().to_string();
+        assert!(error(&path).ends_with("is there and is no socket"), "{}", error(&path));
+        assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+        let long = folder.path().join("a".repeat(120));
+        assert!(error(&long).contains("107 bytes"), "{}", error(&long));
+    }
+}

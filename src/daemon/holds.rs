@@ -1,0 +1,154 @@
+//! Which streams are held back, disabled or quarantined, and since when: in a small file beside the
+//! journal, so that it outlives the daemon and the retention of events.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    event::rfc3339,
+    frame::{Code, State},
+    source::{SourceError, supervise::Leave},
+};
+
+/// Why a stream is held back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Why {
+    /// An operator has disabled it.
+    Disabled,
+    /// It has crashed the daemon too often.
+    Quarantined,
+}
+
+/// One stream that is held back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Hold {
+    pub(super) why: Why,
+    /// RFC 3339.
+    since: String,
+    /// What there is to say about it; may be empty.
+    detail: String,
+}
+
+impl Hold {
+    pub(super) fn new(why: Why, detail: String) -> Hold {
+        Hold { why, since: rfc3339(SystemTime::now()), detail }
+    }
+
+    /// What is said last of its stream.
+    pub(super) fn leave(&self) -> Leave {
+        match self.why {
+            Why::Disabled => Leave { state: State::Disabled, error: None },
+            Why::Quarantined => Leave {
+                state: State::Quarantined,
+                error: Some(SourceError { code: Code::Error, detail: self.detail.clone() }),
+            },
+        }
+    }
+}
+
+/// All streams that are held back.
+pub(super) struct Holds {
+    path: PathBuf,
+    by_id: BTreeMap<String, Hold>,
+}
+
+impl Holds {
+    /// Reads what is beside this journal. A file that is no such list is moved aside, and no stream is
+    /// held back then.
+    ///
+    /// # Errors
+    /// It is there and can be neither read nor moved.
+    pub(super) fn open(journal: &Path) -> io::Result<Holds> {
+        let path = journal.with_extension("held");
+        let text = match fs::read_to_string(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => "{}".to_owned(),
+            text => text?,
+        };
+        let by_id = match serde_json::from_str(&text) {
+            Ok(by_id) => by_id,
+            Err(error) => {
+                let aside = path.with_extension("held.damaged");
+                fs::rename(&path, &aside)?;
+                tracing::error!(
+                    %error,
+                    moved_to = %aside.display(),
+                    "the list of disabled streams cannot be read: all are opened"
+                );
+                BTreeMap::new()
+            }
+        };
+        Ok(Holds { path, by_id })
+    }
+
+    pub(super) fn get(&self, stream: &str) -> Option<&Hold> {
+        self.by_id.get(stream)
+    }
+
+    /// Holds a stream back.
+    ///
+    /// # Errors
+    /// It is held back, but a restart would open it again.
+    pub(super) fn put(&mut self, stream: &str, hold: Hold) -> io::Result<()> {
+        self.by_id.insert(stream.to_owned(), hold);
+        self.save()
+    }
+
+    /// Holds a stream back no more.
+    ///
+    /// # Errors
+    /// It is so, but a restart would hold it back again.
+    pub(super) fn lift(&mut self, stream: &str) -> io::Result<()> {
+        match self.by_id.remove(stream) {
+            Some(_) => self.save(),
+            None => Ok(()),
+        }
+    }
+
+    fn save(&self) -> io::Result<()> {
+        let text = serde_json::to_string_pretty(&self.by_id)?;
+        let new = self.path.with_extension("held.new");
+        let mut file = File::create(&new)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&new, &self.path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_held_outlives_the_daemon_until_it_is_lifted() {
+        let folder = tempfile::tempdir().unwrap();
+        let journal = folder.path().join("journal.db");
+        let mut it = Holds::open(&journal).unwrap();
+        it.put("front", Hold::new(Why::Disabled, String::new())).unwrap();
+        it.put("yard", Hold::new(Why::Quarantined, "crashed".to_owned())).unwrap();
+        let mut again = Holds::open(&journal).unwrap();
+        assert_eq!(again.by_id, it.by_id);
+        assert_eq!(again.get("front").unwrap().leave().state, State::Disabled);
+        let yard = again.get("yard").unwrap().leave();
+        assert_eq!((yard.state, &*yard.error.unwrap().detail), (State::Quarantined, "crashed"));
+        again.lift("yard").unwrap();
+        assert_eq!(Holds::open(&journal).unwrap().by_id.keys().collect::<Vec<_>>(), ["front"]);
+    }
+
+    #[test]
+    fn a_damaged_list_is_moved_aside() {
+        let folder = tempfile::tempdir().unwrap();
+        let journal = folder.path().join("journal.db");
+        fs::write(folder.path().join("journal.held"), "{\"front\": 1").unwrap();
+        assert!(Holds::open(&journal).unwrap().by_id.is_empty());
+        let aside = fs::read_to_string(folder.path().join("journal.held.damaged")).unwrap();
+        assert_eq!(aside, "{\"front\": 1");
+    }
+}

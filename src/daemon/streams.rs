@@ -1,0 +1,321 @@
+//! The streams of a running daemon: started, changed by a reload, held back by order, taken out.
+//!
+//! A stream that is held back keeps its place in the metrics and the table of streams; only its
+//! source has ended. One that is opened again is a new [`Stream`] under the same name, which starts
+//! once nothing of the old one is on its way to the journal.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+    time::SystemTime,
+};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::{
+        diff::Changes,
+        plan::{Plan, StreamPlan},
+    },
+    control::{Action, Answer, Order},
+    crash,
+    daemon::holds::{Hold, Holds, Why},
+    frame::State,
+    journal::{JournalError, read::Reader},
+    ledger::Stream,
+    observe::Observer,
+    pipeline::Pipeline,
+    source::{self, Spec, gate::Gate, gst::GstOpener, supervise::Leave},
+};
+
+/// What streams are started in.
+pub(super) struct World<'a> {
+    pub(super) pipeline: &'a mut Pipeline,
+    pub(super) observer: &'a Arc<Observer>,
+    pub(super) plan: &'a Plan,
+}
+
+/// A stream that was started, whether its source has ended since or not.
+struct Running {
+    stream: Arc<Stream>,
+    stop: CancellationToken,
+    leave: Arc<OnceLock<Leave>>,
+}
+
+/// All streams.
+pub(super) struct Streams {
+    running: BTreeMap<String, Running>,
+    /// Streams that were taken out and may still have something on its way to the journal.
+    removed: Vec<Arc<Stream>>,
+    /// Streams that start once their namesakes in `removed` have settled.
+    waiting: BTreeMap<String, StreamPlan>,
+    /// Who may connect now, over all streams.
+    gate: Arc<Gate>,
+    holds: Holds,
+    /// Where crashes are written down.
+    crashes: PathBuf,
+}
+
+impl Streams {
+    /// No stream yet. `dangerous`: those that have crashed the daemon, with how often.
+    ///
+    /// # Errors
+    /// What is beside the journal cannot be read.
+    pub(super) fn new(
+        plan: &Plan,
+        crashes: PathBuf,
+        dangerous: &BTreeMap<String, usize>,
+    ) -> anyhow::Result<Streams> {
+        let mut holds = Holds::open(&plan.journal.path)?;
+        for (id, count) in dangerous {
+            let known = holds.get(id).is_some();
+            if known || !plan.streams.contains_key(id) {
+                continue;
+            }
+            let detail = format!(
+                "not opened: it crashed the daemon {count} times within an hour; `ghostwatch \
+                 streams enable {id}` opens it again"
+            );
+            holds.put(id, Hold::new(Why::Quarantined, detail))?;
+        }
+        Ok(Streams {
+            running: BTreeMap::new(),
+            removed: Vec::new(),
+            waiting: plan.streams.clone(),
+            gate: Arc::default(),
+            holds,
+            crashes,
+        })
+    }
+
+    /// Starts all that are configured.
+    ///
+    /// # Errors
+    /// One cannot be started.
+    pub(super) fn start(&mut self, world: &mut World<'_>) -> anyhow::Result<()> {
+        for (id, plan) in std::mem::take(&mut self.waiting) {
+            self.add(&id, plan, world)?;
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, id: &str, plan: StreamPlan, world: &mut World<'_>) -> anyhow::Result<()> {
+        let spec = spec(&plan, world.plan)?;
+        let stream = Arc::new(Stream::watched(id, plan.health));
+        let first_epoch = next_epoch(&world.plan.journal.path, id)?;
+        let (gate, leave) = (self.gate.clone(), Arc::new(OnceLock::new()));
+        let hold = self.holds.get(id).map(Hold::leave);
+        let held = hold.is_some();
+        if let Some(hold) = hold {
+            leave.set(hold).expect("it was just made");
+        }
+        let settings = source::Settings {
+            gate,
+            leave: leave.clone(),
+            ..source::Settings::new(&spec, first_epoch)
+        };
+        let opener = GstOpener::new(spec, stream.clone())?;
+        let observer = world.observer;
+        let added = world.pipeline.add_source(
+            Box::new(opener),
+            stream.clone(),
+            settings,
+            (plan.when_full, plan.weight),
+            |added| {
+                observer.add(&stream, &plan, added);
+                if held {
+                    // It says what it is held for, and opens nothing.
+                    added.stop.cancel();
+                }
+            },
+        );
+        let added = added.inspect_err(|_| observer.remove(&stream))?;
+        self.running.insert(id.to_owned(), Running { stream, stop: added.stop, leave });
+        Ok(())
+    }
+
+    /// Ends a stream, which says `leave` last.
+    fn remove(&mut self, id: &str, leave: Leave) {
+        let Some(running) = self.running.remove(id) else { return };
+        // Set already iff it is held back, and then its source has ended.
+        running.leave.set(leave).ok();
+        running.stop.cancel();
+        self.removed.push(running.stream);
+    }
+
+    /// Ends a stream and lets it start anew.
+    fn again(&mut self, id: &str, plan: &StreamPlan) {
+        self.remove(id, Leave { state: State::Connecting, error: None });
+        self.waiting.insert(id.to_owned(), plan.clone());
+    }
+
+    /// Follows a changed configuration. A stream that is changed is not quarantined any more: what
+    /// crashed may not be there any more.
+    pub(super) fn apply(&mut self, changes: &Changes, plan: &Plan) {
+        for id in &changes.removed {
+            self.waiting.remove(id);
+            self.lift(id);
+            self.remove(id, Leave::default());
+        }
+        for id in &changes.changed {
+            if self.is_quarantined(id) {
+                self.lift(id);
+            }
+            self.again(id, &plan.streams[id]);
+        }
+        // They start with the next tick, or once what runs under their name has settled.
+        for id in &changes.added {
+            self.waiting.insert(id.clone(), plan.streams[id].clone());
+        }
+    }
+
+    fn is_quarantined(&self, id: &str) -> bool {
+        self.holds.get(id).is_some_and(|it| it.why == Why::Quarantined)
+    }
+
+    /// Holds a stream back no more. What cannot be written down holds for this run all the same.
+    fn lift(&mut self, id: &str) {
+        let quarantined = self.is_quarantined(id);
+        let forgiven = match quarantined {
+            true => crash::log::forgive(&self.crashes, id, SystemTime::now()),
+            false => Ok(()),
+        };
+        if let Err(error) = forgiven.and(self.holds.lift(id)) {
+            tracing::error!(stream = id, %error, "the next start will hold it back again");
+        }
+    }
+
+    /// Carries out an order and answers it.
+    pub(super) fn obey(&mut self, order: Order, plan: &Plan) {
+        let answer = self.answer(order.action, &order.stream, plan);
+        match &answer {
+            Answer::Done(text) => tracing::info!(stream = order.stream, "by order: {text}"),
+            Answer::Unknown(text) | Answer::Refused(text) => {
+                tracing::warn!(stream = order.stream, "an order was refused: {text}");
+            }
+        }
+        order.answer(answer);
+    }
+
+    fn answer(&mut self, action: Action, id: &str, plan: &Plan) -> Answer {
+        let Some(configured) = plan.streams.get(id) else {
+            let all: Vec<_> = plan.streams.keys().map(String::as_str).collect();
+            let text = format!("there is no such stream; configured: {}", all.join(", "));
+            return Answer::Unknown(text);
+        };
+        let why = self.holds.get(id).map(|it| it.why);
+        match (action, why) {
+            (Action::Restart, Some(Why::Disabled)) => {
+                let text = format!("{id} is disabled: `ghostwatch streams enable {id}` opens it");
+                Answer::Refused(text)
+            }
+            (Action::Enable, None) => Answer::Done(format!("{id} is enabled already")),
+            (Action::Restart, None) => {
+                self.again(id, configured);
+                Answer::Done(format!("{id} is opened anew"))
+            }
+            (Action::Enable, Some(_)) | (Action::Restart, Some(Why::Quarantined)) => {
+                self.lift(id);
+                self.again(id, configured);
+                Answer::Done(format!("{id} is opened again"))
+            }
+            (Action::Disable, Some(Why::Disabled)) => {
+                Answer::Done(format!("{id} is disabled already"))
+            }
+            (Action::Disable, _) => self.disable(id),
+        }
+    }
+
+    fn disable(&mut self, id: &str) -> Answer {
+        if self.is_quarantined(id) {
+            self.lift(id);
+        }
+        let hold = Hold::new(Why::Disabled, String::new());
+        let leave = hold.leave();
+        let saved = self.holds.put(id, hold);
+        if let Some(it) = self.running.get(id) {
+            // Set already iff it is quarantined: see `tick`.
+            it.leave.set(leave).ok();
+            it.stop.cancel();
+        }
+        match saved {
+            Ok(()) => Answer::Done(format!("{id} is disabled, until it is enabled again")),
+            Err(error) => Answer::Done(format!(
+                "{id} is disabled until the daemon ends: that could not be written down: {error}"
+            )),
+        }
+    }
+
+    /// Forgets streams whose last frame is published, and starts those that wait for it. Gives those
+    /// that could not be started; why is in the log.
+    pub(super) fn tick(&mut self, world: &mut World<'_>) -> Vec<String> {
+        self.removed.retain(|it| {
+            let settled = !world.pipeline.is_running(&it.id) && it.is_settled();
+            if settled {
+                world.observer.remove(it);
+            }
+            !settled
+        });
+        // One whose source had ended before it was held back says so by a source that opens nothing.
+        let silent = |id: &&String| match (self.holds.get(id), self.running.get(*id)) {
+            (Some(hold), Some(it)) => {
+                !world.pipeline.is_running(id) && it.stream.state() != hold.leave().state
+            }
+            _ => false,
+        };
+        let silent: Vec<_> = world.plan.streams.keys().filter(silent).cloned().collect();
+        for id in silent {
+            self.again(&id, &world.plan.streams[&id]);
+        }
+        let settled = |id: &String| !self.removed.iter().any(|it| it.id == *id);
+        let ready: Vec<_> = self.waiting.keys().filter(|it| settled(it)).cloned().collect();
+        let mut failed = Vec::new();
+        for id in ready {
+            let plan = self.waiting.remove(&id).expect("the key was just seen");
+            if let Err(error) = self.add(&id, plan, world) {
+                tracing::error!(stream = id, "cannot be started: {error:#}");
+                failed.push(id);
+            }
+        }
+        failed
+    }
+
+    /// Whether a stream is to be started yet.
+    pub(super) fn is_starting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// The accounts of all streams, also those that were taken out and have not settled yet.
+    pub(super) fn into_accounts(self) -> Vec<Arc<Stream>> {
+        self.running.into_values().map(|it| it.stream).chain(self.removed).collect()
+    }
+}
+
+/// What the source needs, from what is configured.
+fn spec(plan: &StreamPlan, all: &Plan) -> anyhow::Result<Spec> {
+    Ok(Spec {
+        username: plan.username.clone(),
+        password: plan.password.clone(),
+        transport: plan.transport,
+        latency: plan.latency,
+        stall_after: plan.stall_after,
+        max_fps: plan.max_fps,
+        realtime: plan.realtime,
+        looped: plan.looped,
+        limits: (all.limits.max_width, all.limits.max_height),
+        start_time: plan.start_time,
+        tls: source::Tls {
+            verify: plan.tls.verify,
+            ca_file: plan.tls.ca_file.clone(),
+            fingerprint: plan.tls.fingerprint,
+        },
+        ..Spec::parse(plan.url.expose())?
+    })
+}
+
+/// The epoch after the last one that the journal knows of a stream: epochs outlive restarts.
+fn next_epoch(journal: &std::path::Path, id: &str) -> anyhow::Result<u64> {
+    let last = Reader::open(journal).and_then(|it| it.last_epoch(id));
+    Ok(last.map_err(JournalError::in_use)?.map_or(0, |it| it + 1))
+}

@@ -1,0 +1,207 @@
+//! Orders to the running daemon: streams are restarted, disabled and enabled without the others
+//! noticing; and what crashes the daemon is held back.
+
+use std::{
+    fs,
+    os::unix::{fs::PermissionsExt as _, process::ExitStatusExt as _},
+    path::Path,
+    process::{Child, Output},
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+use crate::{
+    end_to_end::{
+        FRAME, STATE, account, clip, configure, drain, events, get, ghostwatch, published, said,
+        start,
+    },
+    support::{wait_until, within},
+    support_rtsp::{Media, Server},
+};
+
+fn order(folder: &Path, words: &[&str]) -> Output {
+    ghostwatch(folder).arg("streams").args(words).output().unwrap()
+}
+
+/// Gives an order that must be carried out; gives what is answered.
+fn ordered(folder: &Path, words: &[&str]) -> String {
+    let output = order(folder, words);
+    assert!(output.status.success(), "{words:?}: {}", said(&output));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Gives an order that must not be carried out; gives the exit code and why.
+fn refused(folder: &Path, words: &[&str]) -> (Option<i32>, String) {
+    let output = order(folder, words);
+    assert!(output.stdout.is_empty(), "{words:?}: {output:?}");
+    (output.status.code(), said(&output))
+}
+
+fn is_in(listen: &str, stream: &str, state: &str) -> bool {
+    let line = format!("ghostwatch_stream_state{{state=\"{state}\",stream=\"{stream}\"}} 1");
+    get(listen, "/metrics").is_some_and(|it| it.lines().any(|it| it == line))
+}
+
+/// The states of a stream in order, without what changed within one.
+fn states<'a>(events: &'a [Value], stream: &str) -> Vec<&'a str> {
+    let mine = events.iter().filter(|it| it["type"] == STATE && it["subject"] == stream);
+    let mine = mine.filter(|it| it["data"]["previous"] != it["data"]["state"]);
+    mine.map(|it| it["data"]["state"].as_str().unwrap()).collect()
+}
+
+#[test]
+fn a_stream_is_disabled_enabled_and_restarted_and_the_others_lose_no_frame() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let camera = Server::start(&Media::Pattern { size: (320, 240), fps: 10 }, 0, None);
+    let streams = format!(
+        "  front: {{url: \"{0}\"}}\n  yard: {{url: \"{0}\"}}\n  clip: {{url: \"{1}\"}}\n",
+        camera.url(),
+        clip("carphone_pristine.mp4")
+    );
+    let listen = configure(path, &streams);
+    let (code, why) = refused(path, &["restart", "front"]);
+    assert!(code == Some(1) && why.contains("no daemon listens at"), "{code:?} {why}");
+    let child = start(path);
+    for stream in ["front", "yard", "clip"] {
+        wait_until(stream, || 5 < published(&listen, stream));
+    }
+    wait_until("the end of the clip", || is_in(&listen, "clip", "ended"));
+    let mode = fs::metadata(path.join("journal.sock")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600, "nobody else may give orders");
+
+    assert_eq!(
+        ordered(path, &["disable", "front"]),
+        "front is disabled, until it is enabled again\n"
+    );
+    wait_until("front is disabled", || is_in(&listen, "front", "disabled"));
+    assert_eq!(ordered(path, &["disable", "front"]), "front is disabled already\n");
+    let (code, why) = refused(path, &["restart", "front"]);
+    assert!(code == Some(1) && why.contains("front is disabled"), "{code:?} {why}");
+    ordered(path, &["disable", "clip"]);
+    wait_until("clip is disabled after its end", || is_in(&listen, "clip", "disabled"));
+    assert_eq!(ordered(path, &["enable", "yard"]), "yard is enabled already\n");
+    let (code, why) = refused(path, &["disable", "back"]);
+    assert!(code == Some(2) && why.contains("configured: clip, front, yard"), "{code:?} {why}");
+    let (code, why) = refused(path, &["disable", "../front"]);
+    assert!(code == Some(2) && why.contains("is no stream id"), "{code:?} {why}");
+    let table = ordered(path, &[]);
+    let line = table.lines().find(|it| it.starts_with("front")).unwrap();
+    assert_eq!(line.split_whitespace().nth(1), Some("disabled"), "{table}");
+    let yard = published(&listen, "yard");
+    wait_until("yard goes on", || yard + 10 < published(&listen, "yard"));
+    drain(child, path);
+
+    let child = start(path);
+    wait_until("yard is up", || 5 < published(&listen, "yard"));
+    assert!(is_in(&listen, "front", "disabled"), "a restart does not enable it");
+    assert_eq!(ordered(path, &["enable", "front"]), "front is opened again\n");
+    wait_until("front is up again", || 5 < published(&listen, "front"));
+    assert_eq!(ordered(path, &["restart", "front"]), "front is opened anew\n");
+    wait_until("front is up after the restart", || {
+        let count = published(&listen, "front");
+        is_in(&listen, "front", "up") && 5 < count
+    });
+    drain(child, path);
+
+    let events = events(path);
+    account(&events);
+    let expected = [
+        "connecting",
+        "up",
+        "disabled",
+        "disabled",
+        "connecting",
+        "up",
+        "connecting",
+        "up",
+        "removed",
+    ];
+    assert_eq!(states(&events, "front"), expected);
+    assert_eq!(states(&events, "clip")[..3], ["connecting", "up", "ended"]);
+    assert_eq!(states(&events, "clip")[3..], ["disabled", "disabled"]);
+    assert_eq!(states(&events, "yard"), ["connecting", "up", "removed"].repeat(2));
+    let lost = events.iter().filter(|it| it["subject"] == "yard" && it["type"] == FRAME);
+    let lost: Vec<_> = lost.filter(|it| it["data"]["skipped"] != serde_json::json!({})).collect();
+    assert!(lost.is_empty(), "{lost:?}");
+}
+
+/// The threads of a stream in a running daemon.
+fn threads(child: &Child, stream: &str) -> Vec<i32> {
+    let tasks = fs::read_dir(format!("/proc/{}/task", child.id())).unwrap();
+    let mine = tasks.filter_map(|it| {
+        let task = it.unwrap();
+        // It may have ended meanwhile.
+        let name = fs::read_to_string(task.path().join("comm")).ok()?;
+        let (number, id) = name.trim_end().strip_prefix('v')?.split_once(':')?;
+        let is_mine = number.parse::<u32>().is_ok() && id == stream;
+        is_mine.then(|| task.file_name().to_string_lossy().parse().unwrap())
+    });
+    mine.collect()
+}
+
+/// Sends a signal to one thread of a process, as a fault in it does.
+#[allow(unsafe_code, reason = "a system call that no library offers")]
+fn hit(child: &Child, thread: i32, signal: i32) {
+    let process = i32::try_from(child.id()).unwrap();
+    // SAFETY: the call takes numbers only.
+    let done = unsafe { libc::syscall(libc::SYS_tgkill, process, thread, signal) };
+    assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+}
+
+fn ended_by(mut child: Child) -> Option<i32> {
+    let deadline = within(10_000);
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status.signal();
+        }
+        assert!(Instant::now() < deadline, "it did not end");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_stream_that_crashes_the_daemon_three_times_is_quarantined_and_the_others_label_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let camera = Server::start(&Media::Pattern { size: (320, 240), fps: 10 }, 0, None);
+    let streams = format!("  good: {{url: \"{0}\"}}\n  evil: {{url: \"{0}\"}}\n", camera.url());
+    let listen = configure(path, &streams);
+    for (signal, name) in
+        [(libc::SIGSEGV, "SIGSEGV"), (libc::SIGABRT, "SIGABRT"), (libc::SIGBUS, "SIGBUS")]
+    {
+        let started = Instant::now();
+        let child = start(path);
+        wait_until("good labels", || 0 < published(&listen, "good"));
+        // With a keyframe interval of a second.
+        assert!(started.elapsed() < Duration::from_secs(11), "{:?}", started.elapsed());
+        wait_until("evil labels", || 0 < published(&listen, "evil"));
+        let threads = threads(&child, "evil");
+        assert!(!threads.is_empty(), "no thread has its stream's name");
+        hit(&child, threads[0], signal);
+        assert_eq!(ended_by(child), Some(signal), "it dies of the signal all the same");
+        let text = fs::read_to_string(path.join("journal.crashes")).unwrap();
+        assert!(text.trim_end().ends_with(&format!("{name} evil")), "{text}");
+    }
+    let child = start(path);
+    wait_until("good labels", || 0 < published(&listen, "good"));
+    wait_until("evil is quarantined", || is_in(&listen, "evil", "quarantined"));
+    let log = fs::read_to_string(path.join("log")).unwrap();
+    assert!(log.contains("the last run crashed in a thread of this stream"), "{log}");
+    let ready = get(&listen, "/readyz?verbose").unwrap();
+    assert!(ready.contains("crashed the daemon 3 times within an hour"), "{ready}");
+    assert_eq!(ordered(path, &["enable", "evil"]), "evil is opened again\n");
+    wait_until("evil labels again", || 0 < published(&listen, "evil"));
+    drain(child, path);
+
+    let child = start(path);
+    wait_until("evil labels after a restart", || 0 < published(&listen, "evil"));
+    drain(child, path);
+    let events = events(path);
+    account(&events);
+    let held = events.iter().find(|it| it["data"]["state"] == "quarantined").unwrap();
+    assert_eq!((&held["subject"], &held["data"]["code"]), (&"evil".into(), &"error".into()));
+    let detail = held["data"]["detail"].as_str().unwrap();
+    assert!(detail.contains("ghostwatch streams enable evil"), "{detail}");
+}
