@@ -212,7 +212,7 @@ impl Event {
             state: change.state.name(),
             previous,
             since: rfc3339(change.since),
-            flags: change.flags.iter().map(FlagData::of).collect(),
+            flags: FlagData::all(&change.flags),
             code: change.code.map(|it| it.name()),
             detail: change.detail.as_deref(),
             log: &change.log,

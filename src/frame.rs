@@ -104,6 +104,11 @@ impl Skipped {
         }
     }
 
+    /// How many ended for a reason.
+    pub fn get(&self, reason: Reason) -> u32 {
+        self.0[reason as usize]
+    }
+
     /// Each reason with its count, those at zero left out.
     pub fn iter(&self) -> impl Iterator<Item = (Reason, u32)> + '_ {
         Reason::ALL.into_iter().zip(self.0).filter(|it| 0 < it.1)

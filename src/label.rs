@@ -5,6 +5,7 @@ use std::time::Instant;
 use crate::{
     edge::{Receiver, Sender},
     frame::{Item, Meta, Scores, StateChange},
+    health::Flag,
     infer::batch::Ticket,
     ledger::dropped,
     postprocess::{Ranked, top},
@@ -70,13 +71,24 @@ pub fn run(
     Ok(())
 }
 
-/// Sends on what is wrong with a stream's pictures from now on.
+/// Sends on what holds for a stream's pictures from now on.
 fn tell(change: StateChange) -> Item<Labelled> {
-    let flags: Vec<_> = change.flags.iter().map(|it| it.0.name()).collect();
-    if flags.is_empty() {
-        tracing::info!(stream = change.stream.id, "the pictures are fine again");
-    } else {
-        tracing::warn!(stream = change.stream.id, ?flags, "something is wrong with the pictures");
+    let stream = &change.stream.id;
+    let holds = change.flags.iter().map(|it| it.0);
+    let flags: Vec<_> = holds.filter(|it| *it != Flag::Degraded).map(Flag::name).collect();
+    match change.flags.rates() {
+        Some(it) => {
+            let (effective_mfps, wanted_mfps) = (it.effective_mfps, it.wanted_mfps);
+            tracing::warn!(
+                stream,
+                effective_fps = effective_mfps as f64 / 1e3,
+                wanted_fps = wanted_mfps as f64 / 1e3,
+                ?flags,
+                "there is too much to do: pictures give way to newer ones"
+            );
+        }
+        None if flags.is_empty() => tracing::info!(stream, "the pictures are fine again"),
+        None => tracing::warn!(stream, ?flags, "something is wrong with the pictures"),
     }
     change.stream.state_sent();
     Item::State(Box::new(change))

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::rfc3339;
 use crate::{
     frame::{Meta, Skipped},
-    health::{Flag, Quality, measure::Look},
+    health::{Flag, Flags, Quality, measure::Look},
 };
 
 /// Reasons with a count above zero, as an object.
@@ -67,10 +67,23 @@ impl QualityData {
 pub(super) struct FlagData {
     name: &'static str,
     since: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    effective_fps: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    wanted_fps: Option<f64>,
 }
 
 impl FlagData {
-    pub(super) fn of((flag, since): (Flag, SystemTime)) -> FlagData {
-        FlagData { name: flag.name(), since: rfc3339(since) }
+    pub(super) fn all(flags: &Flags) -> Vec<FlagData> {
+        let one = |(flag, since): (Flag, SystemTime)| {
+            let rates = flags.rates().filter(|_| flag == Flag::Degraded);
+            FlagData {
+                name: flag.name(),
+                since: rfc3339(since),
+                effective_fps: rates.map(|it| it.effective_mfps as f64 / 1e3),
+                wanted_fps: rates.map(|it| it.wanted_mfps as f64 / 1e3),
+            }
+        };
+        flags.iter().map(one).collect()
     }
 }

@@ -4,6 +4,7 @@
 //! time. [`watch`] puts the two between a stream's frames and its events.
 
 pub mod measure;
+pub mod overload;
 #[cfg(test)]
 mod tests;
 pub mod track;
@@ -12,6 +13,7 @@ pub mod watch;
 use std::time::{Duration, SystemTime};
 
 use measure::Look;
+use overload::Rates;
 
 /// What can be wrong with pictures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -27,12 +29,14 @@ pub enum Flag {
     Smeared,
     /// The decoder marked it as broken.
     Corrupt,
+    /// Nothing is wrong with the picture, but many others gave way to it: there is too much to do.
+    Degraded,
 }
 
 impl Flag {
     /// Every flag.
-    pub const ALL: [Flag; 5] =
-        [Flag::Frozen, Flag::Dark, Flag::Uniform, Flag::Smeared, Flag::Corrupt];
+    pub const ALL: [Flag; 6] =
+        [Flag::Frozen, Flag::Dark, Flag::Uniform, Flag::Smeared, Flag::Corrupt, Flag::Degraded];
 
     /// The name in events and metrics.
     pub fn name(self) -> &'static str {
@@ -42,13 +46,18 @@ impl Flag {
             Flag::Uniform => "uniform",
             Flag::Smeared => "smeared",
             Flag::Corrupt => "corrupt",
+            Flag::Degraded => "degraded",
         }
     }
 }
 
 /// What holds for a stream, each since when.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Flags([Option<SystemTime>; Flag::ALL.len()]);
+pub struct Flags {
+    since: [Option<SystemTime>; Flag::ALL.len()],
+    /// `Some` iff it is degraded.
+    rates: Option<Rates>,
+}
 
 impl Flags {
     /// Whether it holds.
@@ -58,16 +67,21 @@ impl Flags {
 
     /// Since when it holds, if it does.
     pub fn since(&self, flag: Flag) -> Option<SystemTime> {
-        self.0[flag as usize]
+        self.since[flag as usize]
+    }
+
+    /// How many labels it gets and wants, if it is degraded.
+    pub fn rates(&self) -> Option<Rates> {
+        self.rates
     }
 
     /// Those that hold, in their order.
     pub fn iter(&self) -> impl Iterator<Item = (Flag, SystemTime)> + '_ {
-        Flag::ALL.into_iter().zip(self.0).filter_map(|(flag, since)| Some((flag, since?)))
+        Flag::ALL.into_iter().zip(self.since).filter_map(|(flag, since)| Some((flag, since?)))
     }
 
     fn set(&mut self, flag: Flag, since: Option<SystemTime>) {
-        self.0[flag as usize] = since;
+        self.since[flag as usize] = since;
     }
 }
 

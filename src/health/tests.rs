@@ -174,7 +174,7 @@ impl Bench {
             arrived: self.start + since,
             time: SystemTime::UNIX_EPOCH + since,
         };
-        if self.tracker.see(&Seen { look, at, keyframes, after_corrupt }) {
+        if self.tracker.see(&Seen { look, at, keyframes, after_corrupt, gave_way: 0 }) {
             let flags = self.tracker.flags().iter().map(|it| it.0).collect();
             self.heard.push((ms as f32 / 1e3, flags));
         }
@@ -271,7 +271,7 @@ fn a_file_read_fast_is_judged_by_its_own_time_and_a_live_stream_by_its_arrival()
                 arrived: start + Duration::from_millis(i.into()),
                 time: SystemTime::UNIX_EPOCH,
             };
-            tracker.see(&Seen { look: &look, at, keyframes: 0, after_corrupt: false });
+            tracker.see(&Seen { look: &look, at, keyframes: 0, after_corrupt: false, gave_way: 0 });
         }
         assert_eq!(tracker.flags().has(Flag::Frozen), frozen);
     }
@@ -284,7 +284,7 @@ fn a_jump_in_a_files_time_is_no_time_that_passes() {
     for (epoch, second) in (0..10).map(|it| (0, it)).chain((1000..1010).map(|it| (1, it))) {
         let pts = Duration::from_secs(second);
         let at = Moment { epoch, pts, arrived, time: SystemTime::UNIX_EPOCH };
-        tracker.see(&Seen { look: &look, at, keyframes: 0, after_corrupt: false });
+        tracker.see(&Seen { look: &look, at, keyframes: 0, after_corrupt: false, gave_way: 0 });
     }
     assert_eq!(tracker.flags(), Flags::default());
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 use super::{
     Flag, Flags, Settings,
     measure::{Degree, Look},
+    overload::Overload,
 };
 
 /// What is wrong with pictures for this long is raised.
@@ -43,6 +44,8 @@ pub struct Seen<'a> {
     pub keyframes: u64,
     /// Whether pictures before it were given up because the decoder marked them as broken.
     pub after_corrupt: bool,
+    /// Pictures before it that gave way because there was too much to do.
+    pub gave_way: u32,
 }
 
 /// The health of one stream.
@@ -58,6 +61,7 @@ pub struct Tracker {
     held: [Held; 3],
     /// When a picture was given up last.
     corrupt: Option<Duration>,
+    overload: Overload,
 }
 
 #[derive(Clone, Debug)]
@@ -111,6 +115,7 @@ impl Tracker {
             still: None,
             held: [Held::default(); 3],
             corrupt: None,
+            overload: Overload::default(),
         }
     }
 
@@ -149,6 +154,9 @@ impl Tracker {
             self.corrupt = None;
             self.flags.set(Flag::Corrupt, None);
         }
+        self.flags.rates = self.overload.see(now, seen.gave_way);
+        let since = self.flags.since(Flag::Degraded).unwrap_or(seen.at.time);
+        self.flags.set(Flag::Degraded, self.flags.rates.map(|_| since));
         self.flags != before
     }
 

@@ -58,7 +58,8 @@ impl Watch {
             arrived: meta.timing.arrived,
             time: meta.time,
         };
-        let seen = Seen { look, at, keyframes: stream.keyframes(), after_corrupt };
+        let gave_way = meta.skipped.get(Reason::Overload) + meta.skipped.get(Reason::Stale);
+        let seen = Seen { look, at, keyframes: stream.keyframes(), after_corrupt, gave_way };
         let news = self.tracker.see(&seen);
         let flags = self.tracker.flags();
         let holds = |it: &Flag| match it {
@@ -68,6 +69,8 @@ impl Watch {
             Flag::Smeared => look.smeared == Degree::Yes,
             // The source hands no such picture on.
             Flag::Corrupt => false,
+            // Not the picture's.
+            Flag::Degraded => false,
         };
         meta.quality.flags = Flag::ALL.into_iter().filter(holds).collect();
         news.then(|| self.news(stream, meta.ingest_time, flags))

@@ -55,7 +55,7 @@ impl Unreachable {
     }
 }
 
-fn wait_for(what: &str, seconds: u64, mut is: impl FnMut() -> bool) {
+pub(crate) fn wait_for(what: &str, seconds: u64, mut is: impl FnMut() -> bool) {
     let deadline = within(1_000 * seconds);
     while !is() {
         assert!(Instant::now() < deadline, "timed out: {what}");

@@ -17,6 +17,7 @@ mod monitoring;
 mod mqtt;
 mod nats;
 mod one_frame;
+mod overload;
 mod pipeline;
 mod readme;
 mod redis;

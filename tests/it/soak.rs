@@ -1,18 +1,21 @@
-//! The daemon for a long time, with a camera that comes and goes: nothing grows, nothing is lost.
+//! The daemon for a long time, with cameras that come and go: nothing grows, nothing is lost.
 
 use std::{
+    fmt::Write as _,
     fs,
     time::{Duration, Instant},
 };
 
 use crate::{
     end_to_end::{account, configure, drain, events, get, published, start},
-    support::{size, wait_until},
+    failures::wait_for,
+    support::size,
+    support_proxy::{Damage, Mode, Proxy},
     support_rtsp::{Media, Server},
 };
 
 /// Memory in KiB, threads, descriptors.
-fn held(process: u32) -> [u64; 3] {
+pub(crate) fn held(process: u32) -> [u64; 3] {
     let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
     let number = |name: &str| -> u64 {
         let line = status.lines().find_map(|it| it.strip_prefix(name)).unwrap();
@@ -31,36 +34,56 @@ fn medians(samples: &[[u64; 3]]) -> [u64; 3] {
     })
 }
 
+/// What goes wrong with the cameras, one thing in each cycle.
+fn go_wrong(proxy: &Proxy, turn: usize) {
+    let damage = Damage { seed: turn as u64, loss: 0.05, reorder: 0.05, ..Damage::default() };
+    match turn % 5 {
+        0 => {
+            proxy.refuse();
+            proxy.cut();
+        }
+        1 => proxy.set(Mode::Silent),
+        2 => proxy.set(Mode::Slow(1)),
+        3 => proxy.set(Mode::Damage(damage)),
+        _ => proxy.finish(),
+    }
+}
+
 #[test]
-fn a_daemon_with_a_faulty_camera_does_not_grow() {
-    let (length, cycle) = size((60, 10), (1800, 60));
+fn a_daemon_with_faulty_cameras_does_not_grow() {
+    let (length, cycle, cameras) = size((60, 10, 1), (7200, 60, 15));
     let (length, cycle) = (Duration::from_secs(length), Duration::from_secs(cycle));
     let folder = tempfile::tempdir().unwrap();
-    let media = Media::Pattern { size: (320, 240), fps: 10 };
-    let mut camera = Some(Server::start(&media, 0, None));
-    let (url, port) = camera.as_ref().map(|it| (it.url(), it.port())).unwrap();
-    let streams = format!(
-        "  camera: {{url: \"{url}\"}}\n  pattern: {{url: \"test:?size=640x360&fps=10\", realtime: true}}\n"
-    );
+    let server = Server::start(&Media::Pattern { size: (320, 240), fps: 10 }, 0, None);
+    let proxies: Vec<_> = (0..cameras).map(|_| Proxy::start(server.port())).collect();
+    let id = |i: usize| format!("c{i}");
+    let mut streams =
+        "  pattern: {url: \"test:?size=640x360&fps=10\", realtime: true}\n".to_owned();
+    for (i, proxy) in proxies.iter().enumerate() {
+        writeln!(streams, "  {}: {{url: \"{}\"}}", id(i), proxy.url()).unwrap();
+    }
     let listen = configure(folder.path(), &streams);
     let child = start(folder.path());
-    wait_until("both streams", || {
-        5 < published(&listen, "camera") && 5 < published(&listen, "pattern")
-    });
-    // Half a cycle with the camera, half without: samples are taken with it, as outages differ.
+    // A cycle begins well; faults come in its second half. Samples are taken before them, as they
+    // differ.
     let (begin, mut samples, mut turns) = (Instant::now(), Vec::new(), 0);
     while begin.elapsed() < length {
-        let before = published(&listen, "camera");
-        wait_until("the camera is labelled again", || before + 10 < published(&listen, "camera"));
+        let before: Vec<_> = (0..cameras).map(|it| published(&listen, &id(it))).collect();
+        wait_for("the cameras are labelled", 60, || {
+            (0..cameras).all(|it| before[it] + 10 < published(&listen, &id(it)))
+        });
         let half = Instant::now();
         while half.elapsed() < cycle / 2 {
             samples.push(held(child.id()));
             // The rate of the samples, not waiting for something to happen.
             std::thread::sleep(Duration::from_millis(250));
         }
-        drop(camera.take());
+        proxies.iter().enumerate().for_each(|(i, proxy)| go_wrong(proxy, turns + i));
         std::thread::sleep(cycle / 4);
-        camera = Some(Server::start(&media, port, None));
+        for proxy in &proxies {
+            proxy.set(Mode::Pass);
+            proxy.accept();
+        }
         turns += 1;
     }
     // The first third is the warm-up.
@@ -68,7 +91,7 @@ fn a_daemon_with_a_faulty_camera_does_not_grow() {
     let part = samples.len() / 4;
     let (first, last) = (medians(&samples[..part]), medians(&samples[samples.len() - part..]));
     println!(
-        "{turns} outages in {length:?}: memory (KiB), threads, descriptors {first:?}, {last:?}"
+        "{turns} cycles of faults in {length:?}: memory (KiB), threads, descriptors {first:?}, {last:?}"
     );
     // Three quarters of two thirds of the time lie between the middles of the two parts.
     let hours = length.as_secs_f64() / 3600.0 / 2.0;
@@ -83,5 +106,5 @@ fn a_daemon_with_a_faulty_camera_does_not_grow() {
     assert!(metrics.contains("\nghostwatch_frames_unaccounted 0\n"), "{metrics}");
     drain(child, folder.path());
     let account = account(&events(folder.path()));
-    assert!(0 < account["camera"].1 && 0 < account["pattern"].1);
+    assert!(0 < account["c0"].1 && 0 < account["pattern"].1);
 }
