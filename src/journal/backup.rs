@@ -8,14 +8,13 @@
 use std::{
     fs::{self, File},
     io,
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
 use rusqlite::{Connection, backup::StepResult};
 
 use crate::journal::{
-    JournalError, bell, beside,
+    JournalError, bell, beside, is_of,
     read::Reader,
     verify::{self, Depth, Verdict},
 };
@@ -35,8 +34,8 @@ pub enum BackupError {
         /// The file.
         path: PathBuf,
     },
-    /// It is a journal in use, the one to be copied too.
-    #[error("{path} is a journal in use; choose another name")]
+    /// It is a journal in use, or belongs to the one to be copied.
+    #[error("{path} is a journal in use or one of its files; choose another name")]
     InUse {
         /// The file.
         path: PathBuf,
@@ -101,14 +100,16 @@ pub fn backup(
 
 /// Whether something is in the way.
 fn refuse(journal: &Path, to: &Path, force: bool) -> Result<(), BackupError> {
-    let inode = |it: &Path| fs::metadata(it).map(|it| (it.dev(), it.ino())).ok();
+    if is_of(to, journal) {
+        return Err(BackupError::InUse { path: to.to_owned() });
+    }
     if to.symlink_metadata().is_err() {
         return Ok(());
     }
     if !force {
         return Err(BackupError::Exists { path: to.to_owned() });
     }
-    if bell::owner(to).is_some() || inode(to) == inode(journal) {
+    if bell::owner(to).is_some() {
         return Err(BackupError::InUse { path: to.to_owned() });
     }
     Ok(())

@@ -5,7 +5,10 @@
 //! has been synced to disk. Sequence numbers are contiguous from 1 and never given twice, even
 //! after retention has removed the events that had them.
 
-use std::path::{Path, PathBuf};
+use std::{
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
 
 use rusqlite::{Connection, ErrorCode, OptionalExtension};
 
@@ -205,6 +208,21 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     PathBuf::from(name)
+}
+
+/// Whether a file is the journal, by whatever name, or one of the files that lie beside it. Nothing
+/// may be written there, and those that are missing can come at any moment.
+pub fn is_of(file: &Path, journal: &Path) -> bool {
+    let inode = |it: &Path| std::fs::metadata(it).map(|it| (it.dev(), it.ino())).ok();
+    // Links are followed in the folder; the file itself may not be there.
+    let place = |it: &Path| {
+        let folder = it.parent().filter(|it| !it.as_os_str().is_empty());
+        Some((inode(folder.unwrap_or(Path::new(".")))?, it.file_name()?.to_owned()))
+    };
+    let same = |it: &Path| place(it).is_some_and(|it| place(file) == Some(it));
+    let is_journal = inode(file).is_some_and(|it| inode(journal) == Some(it));
+    is_journal
+        || ["", "-wal", "-shm", "-journal", ".lock"].iter().any(|it| same(&beside(journal, it)))
 }
 
 /// Reads one value of the `meta` table.

@@ -228,6 +228,29 @@ fn an_export_is_a_range_with_filters_and_its_file_is_never_half() {
     assert_eq!(numbers(&[]), [1001]);
 }
 
+#[test]
+fn neither_an_export_nor_a_backup_replaces_the_journal_its_files_or_a_pipe() {
+    let (folder, path, _writer) = journal(300);
+    let name = |it: &str| folder.path().join(it).to_str().unwrap().to_owned();
+    std::os::unix::fs::symlink(&path, name("link.db")).unwrap();
+    let before = fs::read(&path).unwrap();
+    let names = ["journal.db", "journal.db-wal", "journal.db-shm", "journal.db.lock", "link.db"];
+    for it in names.map(name) {
+        let (_, refused) = events(&path, &["export", "-o", &it], 2);
+        assert!(refused.contains("belongs to the journal that is exported"), "{refused}");
+        let (_, refused) = events(&path, &["backup", "--force", &it], 2);
+        assert!(refused.contains("a journal in use or one of its files"), "{refused}");
+    }
+    // A device would be replaced too; a pipe shows the same and is only ours.
+    let pipe = name("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let (_, refused) = events(&path, &["export", "-o", &pipe], 2);
+    assert!(refused.contains("is no regular file"), "{refused}");
+    assert!(!fs::metadata(&pipe).unwrap().is_file());
+    assert!(fs::read(&path).unwrap() == before);
+    events(&path, &["verify"], 0);
+}
+
 /// A journal, and a configuration with a Redis sink that does not know of it yet.
 fn with_redis(server: &Server) -> (tempfile::TempDir, PathBuf, Writer) {
     let (folder, path, mut writer) = journal(600);

@@ -12,6 +12,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::{
     cli::{
+        Exit,
         events::{bar, number},
         tail::kind,
     },
@@ -19,6 +20,7 @@ use crate::{
     event::Kind,
     infer::weights::atomic::Atomic,
     journal::{
+        self,
         filter::Filter,
         read::{Gap, Reader},
     },
@@ -95,10 +97,29 @@ pub fn run(args: &Args, journal: &Path) -> anyhow::Result<()> {
     let Some(path) = &args.output else {
         return export(args, &mut reader, BufWriter::new(io::stdout().lock()));
     };
+    refuse(path, journal)?;
     let at = || format!("writing {}", path.display());
     let file = Atomic::create(path).with_context(at)?;
     export(args, &mut reader, BufWriter::new(file.file())).with_context(at)?;
     file.commit().with_context(at)
+}
+
+/// Whether the output would take the place of something that an export must not replace.
+fn refuse(output: &Path, journal: &Path) -> anyhow::Result<()> {
+    let shown = output.display();
+    if journal::is_of(output, journal) {
+        return Err(Exit::wrong(format!(
+            "--output {shown} belongs to the journal that is exported; choose another name"
+        )));
+    }
+    // A pipe or device would be replaced by a file of its name, not written to.
+    if output.metadata().is_ok_and(|it| !it.is_file()) {
+        return Err(Exit::wrong(format!(
+            "--output {shown} is no regular file; leave --output out and redirect standard output \
+             to it"
+        )));
+    }
+    Ok(())
 }
 
 fn export(args: &Args, reader: &mut Reader, mut output: impl Write) -> anyhow::Result<()> {
