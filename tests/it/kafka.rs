@@ -33,15 +33,21 @@ const PARTITIONS: i32 = 3;
 
 pub(crate) fn tansu(folder: &TempDir, more: &[&str]) -> Server {
     let port = free_port();
-    let url = format!("tcp://127.0.0.1:{port}");
+    tansu_at(folder, port, port, more)
+}
+
+/// One that tells its clients another port than its own.
+pub(crate) fn tansu_at(folder: &TempDir, port: u16, told: u16, more: &[&str]) -> Server {
+    let url = |port: u16| format!("tcp://127.0.0.1:{port}");
+    let (url, told) = (url(port), url(told));
     let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/servers/tansu");
-    let mut args = vec!["broker", "--listener-url", &url, "--advertised-listener-url", &url];
+    let mut args = vec!["broker", "--listener-url", &url, "--advertised-listener-url", &told];
     args.extend(["--storage-engine", "memory://tansu/"]);
     args.extend(more);
     Server::start("tansu", program, args, port, folder.path())
 }
 
-fn settings(server: impl std::fmt::Display) -> Settings {
+pub(crate) fn settings(server: impl std::fmt::Display) -> Settings {
     let mut it = Settings::new(vec![server.to_string()], "host-a-kafka");
     it.connect_timeout = Duration::from_secs(5);
     it.ack_timeout = Duration::from_secs(5);
@@ -58,13 +64,13 @@ pub(crate) fn broker(settings: Settings) -> Kafka {
     Kafka::new(settings).unwrap()
 }
 
-fn run<T>(future: impl Future<Output = T>) -> T {
+pub(crate) fn run<T>(future: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(future)
 }
 
 /// The events `from..to` of five streams in turn, about 700 bytes each.
-fn frames(from: u64, to: u64) -> Vec<Message> {
+pub(crate) fn frames(from: u64, to: u64) -> Vec<Message> {
     let frame = |seq| {
         let id = format!("01JH8Z6Q3K5V9W2X4Y6Z8A0B2C-{seq:020}");
         let json = format!(r#"{{"id":"{id}","pad":"{}"}}"#, "x".repeat(640));
@@ -80,7 +86,10 @@ fn frames(from: u64, to: u64) -> Vec<Message> {
     (from..to).map(frame).collect()
 }
 
-async fn deliver(broker: &mut Kafka, messages: &[Message]) -> (usize, Result<(), Fault>) {
+pub(crate) async fn deliver(
+    broker: &mut Kafka,
+    messages: &[Message],
+) -> (usize, Result<(), Fault>) {
     let mut told = |_, _| ();
     let mut acks = Acks::new(&mut told);
     let result = broker.deliver(messages, &mut acks).await;
@@ -89,11 +98,12 @@ async fn deliver(broker: &mut Kafka, messages: &[Message]) -> (usize, Result<(),
 
 /// Everything in the topic of frames: for each key the ids in order, repetitions left out.
 fn read(servers: &str, least: usize) -> HashMap<String, Vec<String>> {
-    let consumer: BaseConsumer = ClientConfig::new()
-        .set("bootstrap.servers", servers)
-        .set("group.id", "reader")
-        .create()
-        .unwrap();
+    read_with(ClientConfig::new().set("bootstrap.servers", servers), least)
+}
+
+/// As [`read`], by a client that is set up with what the broker asks for.
+pub(crate) fn read_with(client: &mut ClientConfig, least: usize) -> HashMap<String, Vec<String>> {
+    let consumer: BaseConsumer = client.set("group.id", "reader").create().unwrap();
     let mut all = TopicPartitionList::new();
     for partition in 0..PARTITIONS {
         all.add_partition_offset("ghostwatch.v1.frames", partition, Offset::Beginning).unwrap();
@@ -117,7 +127,7 @@ fn read(servers: &str, least: usize) -> HashMap<String, Vec<String>> {
     came
 }
 
-fn by_stream(messages: &[Message]) -> HashMap<String, Vec<String>> {
+pub(crate) fn by_stream(messages: &[Message]) -> HashMap<String, Vec<String>> {
     let mut by: HashMap<String, Vec<String>> = HashMap::new();
     for it in messages {
         by.entry(it.stream.clone().unwrap()).or_default().push(it.id.clone());

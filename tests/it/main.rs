@@ -13,6 +13,8 @@ mod journal;
 mod journal_daemon;
 #[cfg(feature = "kafka")]
 mod kafka;
+#[cfg(feature = "kafka")]
+mod kafka_login;
 mod monitoring;
 mod mqtt;
 mod nats;
@@ -42,6 +44,8 @@ mod support;
 mod support_broker;
 mod support_camera;
 mod support_http;
+#[cfg(feature = "kafka")]
+mod support_kafka;
 mod support_media;
 mod support_proxy;
 mod support_rtsp;

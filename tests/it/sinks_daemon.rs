@@ -108,7 +108,7 @@ fn killed_again_and_again_every_sink_has_the_journal() {
 }
 
 /// The error lines about a sink.
-fn errors(folder: &Path, sink: &str) -> Vec<String> {
+pub(crate) fn errors(folder: &Path, sink: &str) -> Vec<String> {
     let log = fs::read_to_string(folder.join("log")).unwrap();
     let mine = |it: &&str| it.contains("ERROR") && it.contains(&format!("sink={sink} "));
     let mine_json =
