@@ -27,6 +27,9 @@ use crate::{
     },
 };
 
+/// How the terminal is called among the sinks. No configured sink can have this name.
+const TERMINAL: &str = "--print";
+
 /// Orders that wait for the journal at most; more wait here.
 const ORDERS: usize = 64;
 
@@ -54,7 +57,7 @@ impl Outlets {
     ) -> anyhow::Result<(Outlets, edge::Receiver<Order>)> {
         let (mut sinks, mut known) = (Vec::new(), HashMap::new());
         if print {
-            let cursor = Cursor::new("print", journal.stats().next - 1);
+            let cursor = Cursor::new(TERMINAL, journal.stats().next - 1);
             sinks.push(Sink {
                 target: Target::Text(Clock::Local),
                 select: Select::default(),
