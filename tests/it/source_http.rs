@@ -107,3 +107,12 @@ fn https_trusts_the_authority_in_ca_file_and_no_other() {
         assert_eq!((state, code), (State::Down, Code::Tls), "{detail}");
     }
 }
+
+#[test]
+fn an_error_behind_tls_is_not_one_of_tls() {
+    let shown = Shown::by_itself("127.0.0.1");
+    let server = Server::start_tls(Content::Status("500 Internal Server Error"), &shown);
+    let tls = Tls { verify: false, ca_file: None, fingerprint: None };
+    let (state, code, detail) = first_failure(&Spec { tls, ..spec(server.url()) });
+    assert_eq!((state, code), (State::Down, Code::Error), "{detail}");
+}

@@ -7,7 +7,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     frame::Code,
-    source::{SourceError, Spec, gst::redact::redacted, reach},
+    source::{
+        SourceError, Spec,
+        gst::{redact::redacted, tls},
+        reach,
+    },
 };
 
 /// Longest time to find out why a connection failed; nothing can stop it.
@@ -75,13 +79,12 @@ pub fn reached(spec: &Spec, most: Duration, stop: &CancellationToken) -> Result<
 /// Connects once more, in a way that says why it fails: souphttpsrc and rtspsrc give most of
 /// their failures as `Internal data stream error` and `Generic error`. `None` if it succeeds.
 pub fn diagnosed(spec: &Spec) -> Option<SourceError> {
-    let (remote, _) = spec.url.remote()?;
-    match reached(spec, DIAGNOSIS_MAX, &CancellationToken::new()) {
-        Err(error) => Some(error),
-        Ok(()) if remote.tls => {
-            let detail = format!("{}: failed to connect: TLS could not be agreed upon", spec.url);
-            Some(SourceError { code: Code::Tls, detail: redacted(&detail, spec) })
-        }
-        Ok(()) => None,
+    let (remote, scheme) = spec.url.remote()?;
+    if let Err(error) = reached(spec, DIAGNOSIS_MAX, &CancellationToken::new()) {
+        return Some(error);
     }
+    let server = (&*remote.host, remote.port_or_default(scheme));
+    let why = remote.tls.then(|| tls::refused(server, &spec.tls, DIAGNOSIS_MAX)).flatten()?;
+    let detail = format!("{}: failed to connect: TLS: {why}", spec.url);
+    Some(SourceError { code: Code::Tls, detail: redacted(&detail, spec) })
 }

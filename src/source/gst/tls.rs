@@ -9,10 +9,14 @@ use std::{
     io::Write,
     os::fd::AsRawFd,
     path::Path,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
 };
 
-use gio::prelude::*;
+use gio::{SocketClientEvent, prelude::*};
 use gstreamer as gst;
 use rustix::fs::{MemfdFlags, memfd_create};
 use sha2::{Digest, Sha256};
@@ -76,6 +80,37 @@ pub fn pin(source: &gst::Element, fingerprint: Fingerprint, shared: &Arc<Shared>
         }
         Some((found == Some(fingerprint)).to_value())
     });
+}
+
+/// Agrees on TLS with a server once, as the stream would. Why it or we refuse; `None` if that
+/// succeeds, or if something else is in the way.
+pub fn refused((host, port): (&str, u16), tls: &Tls, most: Duration) -> Option<String> {
+    let database = match &tls.ca_file {
+        Some(path) => trusted(path).ok()?,
+        None => system().ok()?.property("tls-database"),
+    };
+    let client = gio::SocketClient::new();
+    client.set_tls(true);
+    client.set_timeout(u32::try_from(most.as_secs()).unwrap_or(1).max(1));
+    // Whose fingerprint is wanted was compared by `pin`, and whoever is not verified convinces.
+    let any = !tls.verify || tls.fingerprint.is_some();
+    let began = Arc::new(AtomicBool::new(false));
+    let in_handshake = began.clone();
+    client.connect_event(move |_, event, _, connection| {
+        let connection = connection.and_then(|it| it.downcast_ref::<gio::TlsConnection>());
+        let Some(connection) = connection.filter(|_| event == SocketClientEvent::TlsHandshaking)
+        else {
+            return;
+        };
+        in_handshake.store(true, Relaxed);
+        connection.set_database(Some(&database));
+        connection.connect_accept_certificate(move |_, _, _| any);
+    });
+    let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+    let error = client.connect_to_host(&host, port, gio::Cancellable::NONE).err()?;
+    // A server that does not speak TLS answers with something else, or hangs up.
+    let by_tls = error.is::<gio::TlsError>() || !error.matches(gio::IOErrorEnum::TimedOut);
+    (began.load(Relaxed) && by_tls).then(|| error.message().to_owned())
 }
 
 fn system() -> Result<&'static gst::Element, SourceError> {
