@@ -2,7 +2,8 @@
 //! not stormed.
 //!
 //! Three rules, for all streams of the daemon together:
-//! - a host is contacted at most [`BURST`] times at once and then [`PER_SECOND`] times a second;
+//! - a host is contacted at most [`BURST`] times at once and then [`PER_SECOND`] times a second,
+//!   first come first served;
 //! - one connection at a time signs in with the same user name and password on a server, and after a
 //!   refusal that follows no good try none does for [`AUTH_PAUSE`]: 32 channels must not lock the
 //!   account of their recorder;
@@ -43,8 +44,8 @@ const ASK_AGAIN: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Peer {
     host: String,
-    /// A hash of port, user name and password; `None` without the latter. Behind one address there
-    /// may be a camera at each port.
+    /// A hash of port and all that signs in; `None` without the latter. Behind one address there may
+    /// be a camera at each port.
     account: Option<u64>,
 }
 
@@ -95,16 +96,12 @@ impl Drop for Permit {
 }
 
 impl Gate {
-    /// Whom a stream connects to, for the rules.
-    pub fn peer(
-        &self,
-        (host, port): (&str, u16),
-        username: Option<&Secret>,
-        password: Option<&Secret>,
-    ) -> Peer {
-        let account = (username.is_some() || password.is_some()).then(|| {
-            self.hasher.hash_one((port, username.map(Secret::expose), password.map(Secret::expose)))
-        });
+    /// Whom a stream connects to, for the rules. `signs_in`: user name, password, and what of the
+    /// URL does the same.
+    pub fn peer(&self, (host, port): (&str, u16), signs_in: [Option<&Secret>; 3]) -> Peer {
+        let secrets = signs_in.map(|it| it.map(Secret::expose));
+        let any = secrets.iter().any(Option::is_some);
+        let account = any.then(|| self.hasher.hash_one((port, secrets)));
         Peer { host: host.to_ascii_lowercase(), account }
     }
 
@@ -113,7 +110,10 @@ impl Gate {
     /// # Errors
     /// [`Denied`].
     pub fn turn(&self, peer: &Peer, stop: &CancellationToken) -> Result<(), Denied> {
-        self.wait(stop, |rules| rules.turn(peer, Instant::now()))
+        let ticket = self.rules().line_up(peer);
+        let answer = self.wait(stop, |rules| rules.turn(ticket, Instant::now()));
+        self.rules().leave_line(ticket);
+        answer
     }
 
     /// Waits until the stream may connect. To be asked after [`Gate::turn`].
@@ -133,9 +133,10 @@ impl Gate {
         Ok(Permit { gate, peer: peer.clone(), since, signed_in: false })
     }
 
-    /// The host has refused the user name and password.
-    pub fn refused(&self, peer: &Peer) {
-        self.rules().refused(peer, Instant::now());
+    /// The host has refused the user name and password. `forbidden`: the id of the stream, if it was
+    /// with an answer that may mean this one only.
+    pub fn refused(&self, peer: &Peer, forbidden: Option<&str>) {
+        self.rules().refused(peer, forbidden, Instant::now());
     }
 
     /// Streams that are connecting now.
@@ -187,6 +188,8 @@ enum Answer {
 struct Rules {
     connecting: usize,
     hosts: HashMap<String, Bucket>,
+    /// Those that ask for a turn, by the number of their ticket.
+    line: BTreeMap<u64, Peer>,
     accounts: HashMap<Peer, Account>,
     /// Those that ask for a permit, first come first served, by the number of their ticket.
     queue: BTreeMap<u64, Peer>,
@@ -202,28 +205,48 @@ struct Bucket {
     at: Instant,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Account {
     signing_in: bool,
     /// Whether the last try was good.
     good: bool,
+    /// Whether any try was.
+    ever_good: bool,
+    /// The streams that were forbidden.
+    forbidden: HashSet<String>,
     refused_until: Option<Instant>,
 }
 
 impl Rules {
-    fn turn(&mut self, peer: &Peer, now: Instant) -> Answer {
-        if let Some(left) = self.refused_for(peer, now) {
+    fn line_up(&mut self, peer: &Peer) -> u64 {
+        self.next_ticket += 1;
+        self.line.insert(self.next_ticket, peer.clone());
+        self.next_ticket
+    }
+
+    fn leave_line(&mut self, ticket: u64) {
+        if self.line.remove(&ticket).is_some() {
+            self.wake();
+        }
+    }
+
+    fn turn(&mut self, ticket: u64, now: Instant) -> Answer {
+        let peer = self.line[&ticket].clone();
+        if let Some(left) = self.refused_for(&peer, now) {
             return Answer::Refused(left);
         }
+        let earlier = self.line.range(..ticket).filter(|it| it.1.host == peer.host).count();
         // Full buckets are as good as none: hosts that are gone are forgotten.
         self.hosts.retain(|_, it| it.filled(now) < BURST);
-        let bucket =
-            self.hosts.entry(peer.host.clone()).or_insert(Bucket { tokens: BURST, at: now });
+        let bucket = self.hosts.entry(peer.host).or_insert(Bucket { tokens: BURST, at: now });
         let tokens = bucket.filled(now);
-        if tokens < 1.0 {
-            return Answer::Wait(Duration::from_secs_f64((1.0 - tokens) / PER_SECOND));
+        let missing = 1.0 + earlier as f64 - tokens;
+        if 0 < earlier || 0.0 < missing {
+            // Those before are woken by now if there are tokens for all, and wake this one.
+            return Answer::Wait(Duration::from_secs_f64((missing / PER_SECOND).max(0.05)));
         }
         *bucket = Bucket { tokens: tokens - 1.0, at: now };
+        self.leave_line(ticket);
         Answer::Go
     }
 
@@ -266,7 +289,7 @@ impl Rules {
 
     fn signed_in(&mut self, peer: &Peer) {
         if let Some(account) = self.accounts.get_mut(peer) {
-            (account.signing_in, account.good) = (false, true);
+            (account.signing_in, account.good, account.ever_good) = (false, true, true);
         }
         self.wake();
     }
@@ -285,11 +308,14 @@ impl Rules {
     }
 
     /// After a good try the first refusal is the stream's own: it may lack a right that others have.
-    fn refused(&mut self, peer: &Peer, now: Instant) {
+    fn refused(&mut self, peer: &Peer, forbidden: Option<&str>, now: Instant) {
         if peer.account.is_none() {
             return;
         }
         let account = self.accounts.entry(peer.clone()).or_default();
+        if forbidden.is_some_and(|it| account.is_own(it)) {
+            return;
+        }
         if !std::mem::take(&mut account.good) {
             account.refused_until = Some(now + AUTH_PAUSE);
         }
@@ -306,6 +332,15 @@ impl Rules {
     }
 }
 
+impl Account {
+    /// Whether *forbidden* says nothing of the others: the first does not, and once the password was
+    /// taken neither does its repetition. But some recorders say it of a wrong password.
+    fn is_own(&mut self, stream: &str) -> bool {
+        let new = self.forbidden.insert(stream.to_owned());
+        if new { self.forbidden.len() == 1 } else { self.ever_good }
+    }
+}
+
 impl Bucket {
     fn filled(&self, now: Instant) -> f64 {
         let since = now.saturating_duration_since(self.at).as_secs_f64();
@@ -314,145 +349,5 @@ impl Bucket {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn peer(host: &str, account: Option<u64>) -> Peer {
-        Peer { host: host.to_owned(), account }
-    }
-
-    #[test]
-    fn a_host_is_contacted_eight_times_at_once_and_then_twice_a_second() {
-        let (mut rules, start) = (Rules::default(), Instant::now());
-        let recorder = peer("recorder", None);
-        let mut begun = Vec::new();
-        let mut now = start;
-        while begun.len() < 64 {
-            match rules.turn(&recorder, now) {
-                Answer::Go => begun.push(now - start),
-                Answer::Wait(pause) => now += pause.max(Duration::from_millis(1)),
-                Answer::Refused(_) => unreachable!("nobody has an account"),
-            }
-        }
-        assert_eq!(begun[7], Duration::ZERO);
-        assert!((499..510).contains(&begun[8].as_millis()), "{:?}", begun[8]);
-        assert!((27_900..28_500).contains(&begun[63].as_millis()), "{:?}", begun[63]);
-        assert_eq!(rules.turn(&peer("camera", None), start), Answer::Go, "another host");
-    }
-
-    #[test]
-    fn eight_streams_connect_at_the_same_time_and_no_more() {
-        let (mut rules, now) = (Rules::default(), Instant::now());
-        let hosts: Vec<_> = (0..64).map(|it| peer(&format!("camera-{it}"), None)).collect();
-        let tickets: Vec<_> = hosts.iter().map(|it| rules.queue(it)).collect();
-        let answers: Vec<_> = tickets.iter().map(|it| rules.permit(*it, now)).collect();
-        assert_eq!(answers.iter().filter(|it| **it == Answer::Go).count(), CONNECTING_MAX);
-        rules.left(&hosts[3], false);
-        assert_eq!(rules.permit(tickets[63], now), Answer::Wait(Duration::MAX), "not its turn");
-        assert_eq!(rules.permit(tickets[8], now), Answer::Go);
-        // Whoever is stopped is not waited for.
-        rules.leave_queue(tickets[9]);
-        rules.left(&hosts[4], false);
-        assert_eq!(rules.permit(tickets[11], now), Answer::Wait(Duration::MAX));
-        assert_eq!(rules.permit(tickets[10], now), Answer::Go);
-    }
-
-    #[test]
-    fn of_32_channels_of_a_recorder_one_tries_a_wrong_password_every_five_minutes() {
-        let (mut rules, mut now) = (Rules::default(), Instant::now());
-        let recorder = peer("recorder", Some(1));
-        let ask = |rules: &mut Rules, now| {
-            let ticket = rules.queue(&recorder);
-            let answer = rules.permit(ticket, now);
-            rules.leave_queue(ticket);
-            answer
-        };
-        for _ in 0..3 {
-            let answers: Vec<_> = (0..32).map(|_| ask(&mut rules, now)).collect();
-            assert_eq!(answers.iter().filter(|it| **it == Answer::Go).count(), 1);
-            rules.refused(&recorder, now);
-            rules.left(&recorder, false);
-            now += AUTH_PAUSE - Duration::from_millis(1);
-            for _ in 0..32 {
-                assert!(matches!(ask(&mut rules, now), Answer::Refused(_)));
-                assert!(matches!(rules.turn(&recorder, now), Answer::Refused(_)));
-            }
-            now += Duration::from_millis(1);
-        }
-        // Another password, and a camera behind the same address, are not punished for it.
-        rules.refused(&recorder, now);
-        for other in [peer("recorder", Some(2)), peer("recorder", None)] {
-            let ticket = rules.queue(&other);
-            assert_eq!(rules.permit(ticket, now), Answer::Go);
-        }
-    }
-
-    #[test]
-    fn a_good_password_lets_one_channel_in_after_the_other() {
-        let (mut rules, now) = (Rules::default(), Instant::now());
-        let recorder = peer("recorder", Some(1));
-        let tickets: Vec<_> = (0..32).map(|_| rules.queue(&recorder)).collect();
-        let camera = peer("camera", None);
-        let other = rules.queue(&camera);
-        assert_eq!(rules.permit(tickets[0], now), Answer::Go);
-        assert_eq!(rules.permit(other, now), Answer::Go, "those that cannot go hold up nobody");
-        rules.left(&camera, false);
-        rules.left(&recorder, false);
-        for ticket in &tickets[1..] {
-            assert_eq!(rules.permit(*ticket, now), Answer::Go);
-            rules.left(&recorder, false);
-        }
-        assert!(rules.accounts.values().all(|it| !it.signing_in) && rules.connecting == 0);
-    }
-
-    #[test]
-    fn a_channel_that_is_forbidden_does_not_lock_out_those_whose_password_was_taken() {
-        let (mut rules, now) = (Rules::default(), Instant::now());
-        let recorder = peer("recorder", Some(1));
-        let ask = |rules: &mut Rules| {
-            let ticket = rules.queue(&recorder);
-            rules.permit(ticket, now)
-        };
-        assert_eq!(ask(&mut rules), Answer::Go);
-        rules.signed_in(&recorder);
-        assert_eq!(ask(&mut rules), Answer::Go, "before the first has data");
-        rules.refused(&recorder, now);
-        rules.left(&recorder, false);
-        rules.left(&recorder, true);
-        assert_eq!(ask(&mut rules), Answer::Go);
-        // Twice in a row it is the password.
-        rules.refused(&recorder, now);
-        rules.left(&recorder, false);
-        assert_eq!(ask(&mut rules), Answer::Refused(AUTH_PAUSE));
-    }
-
-    #[test]
-    fn passwords_are_told_apart_without_being_kept() {
-        let gate = Gate::default();
-        let [user, good, same, bad] = ["viewer", "a", "a", "b"].map(Secret::new);
-        let peer = |password| gate.peer(("Recorder", 554), Some(&user), Some(password));
-        assert_eq!(peer(&good), peer(&same));
-        assert_ne!(peer(&good), peer(&bad));
-        assert_eq!(peer(&good).host, "recorder");
-        assert!(!format!("{:?}", peer(&good)).contains("viewer"));
-    }
-
-    #[test]
-    fn whoever_waits_is_let_in_when_another_leaves_and_stops_when_told() {
-        let gate = Arc::new(Gate::default());
-        let stop = CancellationToken::new();
-        let peer = gate.peer(("recorder", 554), Some(&Secret::new("u")), None);
-        let first = gate.permit(&peer, &stop).unwrap();
-        thread::scope(|scope| {
-            let second = scope.spawn(|| gate.permit(&peer, &stop).map(drop));
-            drop(first);
-            assert_eq!(second.join().unwrap(), Ok(()));
-            let held = gate.permit(&peer, &stop).unwrap();
-            let third = scope.spawn(|| gate.permit(&peer, &stop).map(drop));
-            stop.cancel();
-            assert_eq!(third.join().unwrap(), Err(Denied::Stopped));
-            drop(held);
-        });
-        assert_eq!(gate.connecting(), 0);
-    }
-}
+#[path = "gate_tests.rs"]
+mod tests;

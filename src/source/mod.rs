@@ -102,6 +102,13 @@ pub struct SourceError {
     pub detail: String,
 }
 
+impl SourceError {
+    /// Whether the server may have taken the password, and refused this stream only.
+    pub fn is_forbidden(&self) -> bool {
+        self.code == Code::Auth && self.detail.contains("Forbidden")
+    }
+}
+
 /// Opens one stream again and again. A trait for test injection.
 pub trait Opener: Send {
     /// Starts a connection. Does not wait for the first picture.
@@ -303,11 +310,11 @@ impl Reader<'_> {
         permit: Option<(Permit, Peer)>,
     ) -> Result<(Broke, Opened), Closed> {
         let (mut permit, peer) = permit.unzip();
-        let gate = self.gate.clone();
+        let (gate, id) = (self.gate.clone(), self.stream.id.clone());
         // Before the permit goes, or the next with the same password would be let in.
         let failed = |error: SourceError| {
             if let (Code::Auth, Some(peer)) = (error.code, &peer) {
-                gate.refused(peer);
+                gate.refused(peer, error.is_forbidden().then_some(&*id));
             }
             Broke::Failed(error)
         };

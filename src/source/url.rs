@@ -44,6 +44,10 @@ pub struct Remote {
     rest: Secret,
 }
 
+/// How the names of parameters end that sign in.
+const SIGNS_IN: [&str; 11] =
+    ["user", "use", "usr", "name", "word", "passwd", "pass", "pas", "pwd", "token", "key"];
+
 /// A generated picture and its rate: `test:?size=1280x720&fps=30&frames=100`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pattern {
@@ -163,6 +167,29 @@ impl Remote {
             (_, false) => 554,
             (_, true) => 322,
         })
+    }
+
+    /// What in path and query stands for user name, password or token, as many recorders want it:
+    /// `?user=a&password=b&channel=1`, `/user=a_password=b_channel=1.sdp`. `None` iff nothing does.
+    pub fn signs_in(&self) -> Option<Secret> {
+        let mut found: Vec<String> = Vec::new();
+        for part in self.rest.expose().split(['/', '?', '#', '&', ';']) {
+            let mut mine = false;
+            for word in part.split('_') {
+                match word.split_once('=') {
+                    Some((name, _)) => {
+                        let name = name.to_ascii_lowercase();
+                        mine = SIGNS_IN.iter().any(|it| name.ends_with(it));
+                        found.extend(mine.then(|| word.to_owned()));
+                    }
+                    // A value can have the character in it.
+                    None if mine => found.iter_mut().last().into_iter().for_each(|it| *it += word),
+                    None => {}
+                }
+            }
+        }
+        found.sort();
+        (!found.is_empty()).then(|| Secret::new(found.join("&")))
     }
 
     fn authority(&self) -> String {
@@ -414,6 +441,23 @@ mod tests {
         let SourceUrl::Rtsp(remote) = parsed.url else { panic!("not rtsp") };
         assert_eq!(remote.location("rtsp").expose(), "rtsps://cam:322/a?b=c");
         assert_eq!(remote.port_or_default("rtsp"), 322);
+    }
+
+    #[test]
+    fn what_signs_in_is_found_in_a_query_or_path_and_the_channel_is_not() {
+        let check = |url: &str, expected: Option<&str>| {
+            let parsed = SourceUrl::parse(url).unwrap().url;
+            let found = parsed.remote().unwrap().0.signs_in();
+            assert_eq!(found.as_ref().map(Secret::expose), expected, "{url}");
+        };
+        check("rtsp://nvr/cam?user=a&password=b&channel=1", Some("password=b&user=a"));
+        check(
+            "rtsp://nvr/user=a_password=b_c_channel=1.sdp?real_stream",
+            Some("password=bc&user=a"),
+        );
+        check("http://cam/v.mjpg?Token=x", Some("Token=x"));
+        check("http://cam/v?loginuse=x&loginpas=y", Some("loginpas=y&loginuse=x"));
+        check("rtsp://cam/h264?subtype=1&channel=2", None);
     }
 
     #[test]

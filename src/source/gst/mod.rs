@@ -141,7 +141,8 @@ impl Opener for GstOpener {
         let (remote, scheme) = self.spec.url.remote()?;
         let Spec { username, password, .. } = &self.spec;
         let server = (&*remote.host, remote.port_or_default(scheme));
-        Some(gate.peer(server, username.as_ref(), password.as_ref()))
+        let written = remote.signs_in();
+        Some(gate.peer(server, [username.as_ref(), password.as_ref(), written.as_ref()]))
     }
 
     fn reach(&mut self, stop: &CancellationToken) -> Result<(), SourceError> {
