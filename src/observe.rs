@@ -37,6 +37,9 @@ use crate::{
 /// commit has taken 58 ms at most on a disk that others used too.
 const STUCK_AFTER: Duration = Duration::from_secs(10);
 
+/// The version of libtorch that this is built for.
+pub const TORCH: &str = "2.11.0";
+
 /// Listens to the stages.
 pub struct Observer {
     metrics: Arc<Metrics>,
@@ -62,7 +65,7 @@ impl Observer {
         metrics.set_build_info(BuildInfo {
             version: env!("CARGO_PKG_VERSION"),
             revision: option_env!("GHOSTWATCH_REVISION").unwrap_or("unknown"),
-            torch: "2.11.0",
+            torch: TORCH,
             gstreamer: &gst::version(),
         });
         metrics.set_model_info(ModelInfo {

@@ -1,4 +1,5 @@
-//! `check`: everything that is wrong with the configuration, or what it will cost.
+//! `check`: everything that is wrong with the configuration, or what it will cost; with `--probe`, what
+//! comes of opening its streams.
 
 use std::{
     io::{self, Write},
@@ -11,7 +12,7 @@ use clap::ValueEnum;
 use serde_json::{Value, json};
 
 use crate::{
-    cli::{code, find_config},
+    cli::{code, find_config, probe::Probes},
     config::{
         self, Loaded, Options,
         plan::{Plan, StreamPlan},
@@ -24,6 +25,13 @@ use crate::{
 /// What to check and how to print it.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
+    /// Open every stream and say what comes of it; exit code 3 if one fails
+    #[arg(long, conflicts_with = "no_secrets")]
+    pub probe: bool,
+    /// Look at each stream for at most this many seconds
+    #[arg(long, requires = "probe", default_value_t = 10, value_name = "SECONDS",
+        value_parser = clap::value_parser!(u64).range(1..=600))]
+    pub probe_time: u64,
     /// Do not read the files and credentials that hold secrets
     #[arg(long)]
     pub no_secrets: bool,
@@ -58,13 +66,31 @@ pub fn run(args: &Args, config: Option<&Path>) -> ExitCode {
     };
     let options = Options { secrets: !args.no_secrets, ..Options::all() };
     let result = config::load(&path, &options);
+    let probes = result.as_ref().ok().filter(|_| args.probe).map(|it| {
+        let count = it.plan.streams.len();
+        eprintln!(
+            "ghostwatch: opening {count} streams, 8 at a time, for up to {} s",
+            args.probe_time
+        );
+        Probes::run(&it.plan, Duration::from_secs(args.probe_time))
+    });
     let text = match args.format {
-        Format::Text => text(&path, &result),
-        Format::Json => format!("{:#}\n", json(&path, &result)),
+        Format::Text => {
+            text(&path, &result) + &probes.as_ref().map(Probes::text).unwrap_or_default()
+        }
+        Format::Json => {
+            let mut all = json(&path, &result);
+            all["probes"] = probes.as_ref().map_or(Value::Null, Probes::json);
+            format!("{all:#}\n")
+        }
     };
     // Whoever closed the pipe has seen enough; the exit code stands.
     drop(io::stdout().lock().write_all(text.as_bytes()));
-    if result.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(code::WRONG) }
+    match probes.map_or(0, |it| it.failed()) {
+        _ if result.is_err() => ExitCode::from(code::WRONG),
+        0 => ExitCode::SUCCESS,
+        _ => ExitCode::from(code::PROBE),
+    }
 }
 
 /// What is printed for people.

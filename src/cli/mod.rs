@@ -1,8 +1,11 @@
 //! The command line: one file per subcommand, all the same shape.
 
+pub mod advice;
 pub mod check;
 pub mod classify;
+pub mod doctor;
 pub mod events;
+pub mod probe;
 pub mod run;
 pub mod schema;
 pub mod streams;
@@ -52,6 +55,8 @@ enum Command {
     /// Fetch, import, inspect and verify checkpoints.
     #[command(subcommand)]
     Weights(weights::Command),
+    /// Look at everything that the daemon needs, and say what is missing.
+    Doctor(doctor::Args),
     /// Print the JSON Schema of the configuration or of the events.
     Schema(schema::Args),
     /// Print the completion script of a shell.
@@ -69,6 +74,8 @@ pub(crate) mod code {
     pub(crate) const FAILED: u8 = 1;
     /// Usage, configuration or weights file wrong.
     pub(crate) const WRONG: u8 = 2;
+    /// A probed stream failed.
+    pub(crate) const PROBE: u8 = 3;
     /// The journal is damaged or too new.
     pub(crate) const JOURNAL: u8 = 4;
     /// A second signal.
@@ -113,6 +120,7 @@ pub fn run(cli: Cli) -> ExitCode {
         }
         Command::Events(args) => events::run(&args, config),
         Command::Weights(command) => weights::run(&command),
+        Command::Doctor(args) => return doctor::run(&args, config),
         Command::Schema(args) => schema::run(&args),
         Command::Completions { shell } => schema::completions(shell),
         Command::Man => schema::man(),

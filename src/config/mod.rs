@@ -24,7 +24,7 @@ use std::{
     fs::{self, File},
     io::{self, Read},
     os::unix::fs::MetadataExt,
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
@@ -44,6 +44,9 @@ const FILE_MAX: u64 = 1 << 20;
 const DEPTH_MAX: usize = 24;
 /// As many streams as are allowed, each with every field, have less.
 const NODES_MAX: usize = 40_000;
+
+/// Fields that name a file with a secret.
+const SECRET_FILES: [&str; 3] = ["password_file", "token_file", "key_file"];
 
 /// A plan, and what was accepted but should be changed.
 #[derive(Clone, Debug)]
@@ -93,6 +96,34 @@ pub fn load(path: &Path, options: &Options) -> Result<Loaded, Problems> {
     let base = path.parent().unwrap_or(Path::new(""));
     let place = if mode & 0o004 == 0 { Place::PrivateFile } else { Place::OpenFile };
     check(&parse_as(&text, path)?, path, &Surroundings { base, options, place })
+}
+
+/// The files with secrets that a configuration names, as far as it can be read: who may read them is
+/// not the plan's business.
+pub fn secret_files(path: &Path) -> Vec<PathBuf> {
+    let node = read_file(path).ok().and_then(|it| parse(&it.0).ok());
+    let mut found = Vec::new();
+    let mut left: Vec<Node> = node.into_iter().collect();
+    while let Some(node) = left.pop() {
+        match node.tree {
+            Tree::List(nodes) => left.extend(nodes),
+            Tree::Map(entries) => {
+                for (key, node) in entries {
+                    match node.tree {
+                        Tree::Text(text) if SECRET_FILES.contains(&&*key.name) => found.push(text),
+                        _ => left.push(node),
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    let base = path.parent().unwrap_or(Path::new(""));
+    let mut found: Vec<_> =
+        found.iter().filter(|it| !it.contains("${")).map(|it| base.join(it)).collect();
+    found.sort();
+    found.dedup();
+    found
 }
 
 /// Checks a configuration's text. `name` is how messages call it, `base` what its paths are

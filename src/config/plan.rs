@@ -17,8 +17,9 @@ use crate::{
     secret::Secret,
     sink::settings::{Select, Target},
     source::{
+        Spec, Tls,
         fingerprint::Fingerprint,
-        url::{SourceUrl, Transport},
+        url::{SourceUrl, Transport, UrlError},
     },
 };
 
@@ -98,6 +99,31 @@ impl StreamPlan {
     /// Whether pictures come in their own time.
     pub fn is_live(&self) -> bool {
         self.parsed().is_some_and(|it| it.is_live())
+    }
+
+    /// What the source needs.
+    ///
+    /// # Errors
+    /// The URL cannot be read; never in a checked plan.
+    pub fn spec(&self, limits: &LimitsPlan) -> Result<Spec, UrlError> {
+        Ok(Spec {
+            username: self.username.clone(),
+            password: self.password.clone(),
+            transport: self.transport,
+            latency: self.latency,
+            stall_after: self.stall_after,
+            max_fps: self.max_fps,
+            realtime: self.realtime,
+            looped: self.looped,
+            limits: (limits.max_width, limits.max_height),
+            start_time: self.start_time,
+            tls: Tls {
+                verify: self.tls.verify,
+                ca_file: self.tls.ca_file.clone(),
+                fingerprint: self.tls.fingerprint,
+            },
+            ..Spec::parse(self.url.expose())?
+        })
     }
 
     /// The URL, parsed; always `Some` in a checked plan.

@@ -26,7 +26,7 @@ use crate::{
     ledger::Stream,
     observe::Observer,
     pipeline::Pipeline,
-    source::{self, Spec, gate::Gate, gst::GstOpener, supervise::Leave},
+    source::{self, gate::Gate, gst::GstOpener, supervise::Leave},
 };
 
 /// What streams are started in.
@@ -101,7 +101,7 @@ impl Streams {
     }
 
     fn add(&mut self, id: &str, plan: StreamPlan, world: &mut World<'_>) -> anyhow::Result<()> {
-        let spec = spec(&plan, world.plan)?;
+        let spec = plan.spec(&world.plan.limits)?;
         let stream = Arc::new(Stream::watched(id, plan.health));
         let first_epoch = next_epoch(&world.plan.journal.path, id)?;
         let (gate, leave) = (self.gate.clone(), Arc::new(OnceLock::new()));
@@ -290,28 +290,6 @@ impl Streams {
     pub(super) fn into_accounts(self) -> Vec<Arc<Stream>> {
         self.running.into_values().map(|it| it.stream).chain(self.removed).collect()
     }
-}
-
-/// What the source needs, from what is configured.
-fn spec(plan: &StreamPlan, all: &Plan) -> anyhow::Result<Spec> {
-    Ok(Spec {
-        username: plan.username.clone(),
-        password: plan.password.clone(),
-        transport: plan.transport,
-        latency: plan.latency,
-        stall_after: plan.stall_after,
-        max_fps: plan.max_fps,
-        realtime: plan.realtime,
-        looped: plan.looped,
-        limits: (all.limits.max_width, all.limits.max_height),
-        start_time: plan.start_time,
-        tls: source::Tls {
-            verify: plan.tls.verify,
-            ca_file: plan.tls.ca_file.clone(),
-            fingerprint: plan.tls.fingerprint,
-        },
-        ..Spec::parse(plan.url.expose())?
-    })
 }
 
 /// The epoch after the last one that the journal knows of a stream: epochs outlive restarts.

@@ -3,13 +3,7 @@
 //! Takes model inputs as bytes and gives logits. With `ghostnet.rs` the only place that says
 //! `tch`. Not here: when a batch is closed, and which thread runs which [`Engine`].
 
-use std::{
-    cell::Cell,
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-    slice,
-    sync::Once,
-};
+use std::{cell::Cell, collections::BTreeMap, path::Path, slice, sync::Once};
 
 use anyhow::{Context, anyhow, bail, ensure};
 use tch::{Device, Kind, TchError, Tensor};
@@ -39,13 +33,7 @@ impl GpuStatus {
     /// `$GHOSTWATCH_CUDA` or from `cuda` beside the binary. Must come before all else that calls
     /// libtorch, which looks for CUDA once, at its first use.
     pub fn find(configured: Option<&Path>) -> GpuStatus {
-        let beside = std::env::current_exe().ok().and_then(|it| Some(it.parent()?.join("cuda")));
-        let named = std::env::var_os("GHOSTWATCH_CUDA").map(PathBuf::from);
-        let places: Vec<PathBuf> = match configured {
-            Some(configured) => vec![configured.to_owned()],
-            None => named.into_iter().chain(beside).collect(),
-        };
-        let set = match gpu::find(Path::new("/"), &places) {
+        let set = match gpu::find(Path::new("/"), &gpu::places(configured)) {
             Found::Nothing => return GpuStatus::Absent,
             Found::Unusable(reason) => return GpuStatus::Unusable(reason),
             Found::Set(set) => set,

@@ -4,6 +4,7 @@
 //! the CUDA part is loaded at run time. Says nothing to libtorch itself: that is `device.rs`.
 
 use std::{
+    env,
     ffi::{CStr, CString},
     fs,
     os::unix::ffi::OsStrExt,
@@ -24,6 +25,17 @@ pub enum Found {
 /// The library that holds libtorch's CUDA operators, in a set laid out as Python lays out the
 /// wheels: `torch/lib` beside `nvidia/`.
 const OPERATORS: &str = "torch/lib/libtorch_cuda.so";
+
+/// The directories that may hold the CUDA libraries: what is configured, or else
+/// `$GHOSTWATCH_CUDA` and `cuda` beside the binary.
+pub fn places(configured: Option<&Path>) -> Vec<PathBuf> {
+    if let Some(configured) = configured {
+        return vec![configured.to_owned()];
+    }
+    let beside = env::current_exe().ok().and_then(|it| Some(it.parent()?.join("cuda")));
+    let named = env::var_os("GHOSTWATCH_CUDA").map(PathBuf::from);
+    named.into_iter().chain(beside).collect()
+}
 
 /// Looks for a GPU, its driver and the CUDA libraries. `root` is `/`; `places` are the
 /// directories that may hold the libraries, or hold them in `site/`; the first that does counts.

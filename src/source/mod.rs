@@ -3,12 +3,15 @@
 //! A source is the only stage that looks at the stop token. What is configured is in [`spec`], what
 //! GStreamer does in [`gst`]; the rules are in [`supervise`] (what next), [`watch`] (what is
 //! silence), [`gate`] (who may connect), [`reach`] (who answers), [`quiet`] (what is logged) and
-//! [`clock`] (numbers and times); this file only puts them together.
+//! [`clock`] (numbers and times); this file only puts them together. [`probe`] opens a stream once and
+//! says what comes, with [`facts`].
 
 pub mod clock;
+pub mod facts;
 pub mod fingerprint;
 pub mod gate;
 pub mod gst;
+pub mod probe;
 pub mod quiet;
 pub mod reach;
 pub mod spec;

@@ -22,6 +22,7 @@ mod one_frame;
 mod outages;
 mod overload;
 mod pipeline;
+mod probe;
 mod readme;
 mod redis;
 mod reload;

@@ -125,7 +125,11 @@ fn a_password_with_every_awkward_character_comes_out_nowhere() {
 
 /// Checks what the commands say of the running daemon and its configuration.
 fn check_commands(folder: &Path) {
-    let commands: [&[&str]; 5] = [
+    let commands: [&[&str]; 9] = [
+        &["doctor"],
+        &["doctor", "--format", "json"],
+        &["check", "--probe", "--probe-time", "1"],
+        &["check", "--probe", "--probe-time", "1", "--format", "json"],
         &["streams"],
         &["check"],
         &["check", "--format", "json"],
@@ -133,8 +137,9 @@ fn check_commands(folder: &Path) {
         &["tail", "--from", "earliest", "--format", "ndjson"],
     ];
     for arguments in commands {
-        let output = ghostwatch(folder).args(arguments).stdin(Stdio::null()).output();
-        let output = output.unwrap();
+        let mut command = ghostwatch(folder);
+        command.args(arguments).stdin(Stdio::null()).env("GST_DEBUG", "*:6");
+        let output = command.output().unwrap();
         check(&arguments.join(" "), &String::from_utf8_lossy(&output.stdout));
         check(&arguments.join(" "), &String::from_utf8_lossy(&output.stderr));
     }

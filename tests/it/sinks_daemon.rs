@@ -3,6 +3,7 @@
 use std::{
     fs,
     path::Path,
+    process::Stdio,
     time::{Duration, Instant},
 };
 
@@ -320,4 +321,22 @@ fn readyz_names_the_sinks_and_the_streams_that_do_not_run_and_stays_ready() {
     });
     assert_eq!(line("[~] stream p"), "", "a stream that runs is no news");
     drain(child, folder.path());
+}
+
+#[test]
+fn a_sink_called_print_and_the_terminal_do_not_share_a_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let listen =
+        with_sinks(folder.path(), STREAM, "  - {type: file, name: print, path: all.ndjson}\n");
+    let log = fs::File::create(folder.path().join("log")).unwrap();
+    let mut command = ghostwatch(folder.path());
+    let child = command.args(["run", "--print"]).stderr(log).stdout(Stdio::null()).spawn().unwrap();
+    for sink in ["print", "--print"] {
+        let series = format!("sink_acked_total{{sink=\"{sink}\"}}");
+        wait_long(sink, || 10.0 < metric(&listen, &series).unwrap_or_default());
+    }
+    drain(child, folder.path());
+    let journal = read_all(&folder.path().join("journal.db"));
+    let text = fs::read_to_string(folder.path().join("all.ndjson")).unwrap();
+    assert_eq!(text.lines().collect::<Vec<_>>(), journal);
 }

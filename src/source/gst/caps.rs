@@ -5,7 +5,10 @@ use std::time::Duration;
 use gstreamer as gst;
 use gstreamer_video::{self as gst_video, prelude::*};
 
-use crate::frame::{Colour, Layout, Matrix, Picture, Planes, Siting};
+use crate::{
+    frame::{Colour, Layout, Matrix, Picture, Planes, Siting},
+    source::facts::Facts,
+};
 
 /// The formats that are read as they are; everything else goes through `videoconvert` once.
 pub const FORMATS: [&str; 4] = ["I420", "NV12", "RGB", "GRAY8"];
@@ -70,6 +73,19 @@ pub fn codec(caps: &gst::CapsRef) -> Option<String> {
             name.strip_prefix("x-").unwrap_or(name).to_owned()
         }
     })
+}
+
+/// Puts what `caps` of an encoded stream say into `facts`.
+pub fn describe(caps: &gst::CapsRef, facts: &mut Facts) {
+    let Some(it) = caps.structure(0) else { return };
+    facts.codec = codec(caps);
+    facts.profile = it.get::<String>("profile").ok();
+    facts.level = it.get::<String>("level").ok();
+    // 0/1 stands for a rate that changes; the SDP may know one.
+    let rate = it.get::<gst::Fraction>("framerate").ok();
+    if let Some(rate) = rate.filter(|it| 0 < it.numer() && 0 < it.denom()) {
+        facts.announced_fps = Some(f64::from(rate.numer()) / f64::from(rate.denom()));
+    }
 }
 
 /// Refuses sizes beyond the limit, before anything of that size is allocated.

@@ -1,11 +1,14 @@
 //! One GStreamer pipeline per connection, from the network or disk to decoded pictures.
 //!
 //! This folder is the only place that says `gstreamer`. [`pipeline`] puts the elements together,
-//! [`caps`] reads pictures in place, [`tls`] decides whom to trust, [`errors`] says in our words what
-//! went wrong, [`said`] keeps what GStreamer said before, [`redact`] what of it nobody may read.
+//! [`caps`] reads pictures in place, [`decoders`] chooses who decodes them, [`tls`] whom to trust,
+//! [`errors`] says in our words what went wrong, [`said`] keeps what GStreamer said before, [`redact`]
+//! what of it nobody may read. [`inventory`] is for `doctor`.
 
 pub mod caps;
+pub mod decoders;
 pub mod errors;
+pub mod inventory;
 pub mod pipeline;
 pub mod redact;
 pub mod said;
@@ -14,7 +17,7 @@ pub mod tls;
 use std::{
     collections::VecDeque,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, Once, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
         mpsc,
     },
@@ -33,6 +36,7 @@ use crate::{
     ledger::Stream,
     source::{
         Decoded, Next, Opener, Source, SourceError, Spec,
+        facts::Facts,
         gate::{Gate, Peer},
         gst::{redact::Redactor, said::Said},
         url::SourceUrl,
@@ -73,6 +77,30 @@ pub struct GstOpener {
     finite: Arc<AtomicBool>,
     /// What GStreamer said about the last connection.
     said: Arc<Said>,
+    /// What the last connection showed.
+    facts: Arc<Mutex<Facts>>,
+}
+
+/// Starts GStreamer, once.
+///
+/// # Errors
+/// It cannot be initialised.
+pub fn start() -> Result<(), SourceError> {
+    static ONCE: Once = Once::new();
+    gst::init().map_err(|it| SourceError {
+        code: Code::Error,
+        detail: format!("GStreamer does not start: {it}; is it installed?"),
+    })?;
+    // Streams open on threads of their own. GLib 2.74 can deadlock where one registers the types of
+    // GIO's sockets, as loading souphttpsrc does, while another makes the first client of rtspsrc.
+    ONCE.call_once(|| {
+        drop(gio::SocketClient::new());
+        for name in ["rtspsrc", "rtpbin", "udpsrc", "souphttpsrc"] {
+            // One that is missing is told where it is needed.
+            drop(gst::ElementFactory::find(name).map(|it| it.load()));
+        }
+    });
+    Ok(())
 }
 
 impl GstOpener {
@@ -81,13 +109,16 @@ impl GstOpener {
     /// # Errors
     /// GStreamer cannot be initialised.
     pub fn new(spec: Spec, stream: Arc<Stream>) -> Result<GstOpener, SourceError> {
-        gst::init().map_err(|it| SourceError {
-            code: Code::Error,
-            detail: format!("GStreamer does not start: {it}; is it installed?"),
-        })?;
+        start()?;
         let said = Arc::new(Said::new(Redactor::new(&spec)));
         said::listen(said.redactor());
-        Ok(GstOpener { spec, stream, finite: Arc::new(AtomicBool::new(false)), said })
+        let (finite, facts) = (Arc::new(AtomicBool::new(false)), Arc::default());
+        Ok(GstOpener { spec, stream, finite, said, facts })
+    }
+
+    /// What the last connection has shown so far.
+    pub fn facts(&self) -> Facts {
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -95,7 +126,15 @@ impl Opener for GstOpener {
     fn open(&mut self) -> Result<Box<dyn Source>, SourceError> {
         self.said.close();
         self.said = Arc::new(Said::new(self.said.redactor().clone()));
-        let shared = Arc::new(Shared::new(self.stream.clone(), self.said.clone()));
+        self.facts = Arc::default();
+        let shared = Arc::new(Shared {
+            stream: self.stream.clone(),
+            state: Mutex::default(),
+            facts: self.facts.clone(),
+            linked: AtomicBool::new(false),
+            described: AtomicBool::new(false),
+            said: self.said.clone(),
+        });
         let (pipeline, sink) = pipeline::build(&self.spec, &shared)?;
         let bus = pipeline.bus().expect("a pipeline has a bus");
         let stream = self.stream.clone();
@@ -167,6 +206,7 @@ impl Drop for GstOpener {
 pub struct Shared {
     stream: Arc<Stream>,
     state: Mutex<State>,
+    facts: Arc<Mutex<Facts>>,
     /// Whether a video stream has been linked; the first one wins.
     linked: AtomicBool,
     /// Whether the server has described its streams: it has taken the password then.
@@ -190,16 +230,6 @@ pub struct Arrival {
 }
 
 impl Shared {
-    fn new(stream: Arc<Stream>, said: Arc<Said>) -> Shared {
-        Shared {
-            stream,
-            state: Mutex::default(),
-            linked: AtomicBool::new(false),
-            described: AtomicBool::new(false),
-            said,
-        }
-    }
-
     /// An empty pipeline, which has the stream's name, and what GStreamer says about it is kept.
     pub fn pipeline(&self) -> gst::Pipeline {
         let pipeline = gst::Pipeline::with_name(&self.stream.id);
@@ -209,6 +239,11 @@ impl Shared {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the connection has shown.
+    pub fn facts(&self) -> MutexGuard<'_, Facts> {
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes the right to link the video stream. `false` iff one is linked already.
@@ -246,21 +281,20 @@ impl Shared {
         self.stream.set_codec(codec);
     }
 
-    /// Counts an encoded picture.
-    pub fn count(&self, bytes: usize) {
+    /// Counts an encoded picture. `keyframe`: it needs no other.
+    pub fn picture(&self, bytes: usize, pts: Option<Duration>, keyframe: bool) {
         self.stream.received.fetch_add(1, Relaxed);
         self.stream.received_bytes.fetch_add(bytes as u64, Relaxed);
+        self.facts().picture(pts, keyframe);
+        if keyframe {
+            self.stream.keyframe();
+            self.state().network.keyframe(Instant::now());
+        }
     }
 
     /// Remembers that data has come, though it may be no whole picture.
     pub fn data(&self) {
         self.state().network.data(Instant::now());
-    }
-
-    /// Counts an encoded picture that needs no other.
-    pub fn keyframe(&self) {
-        self.stream.keyframe();
-        self.state().network.keyframe(Instant::now());
     }
 
     /// Remembers when the picture with this PTS came first.

@@ -27,7 +27,8 @@ use crate::{
     secret::Secret,
     source::{
         SourceError, Spec,
-        gst::{Shared, caps, tls},
+        facts::Carried,
+        gst::{Shared, caps, decoders, tls},
         url::{Pattern, Remote, SourceUrl, Transport},
     },
 };
@@ -151,19 +152,13 @@ impl Tail {
     }
 
     fn decoder(&self, caps: &gst::Caps) -> Result<gst::Element, SourceError> {
-        use gst::ElementFactoryType as Type;
-        let kind = Type::DECODER | Type::MEDIA_VIDEO | Type::MEDIA_IMAGE;
-        let found = gst::ElementFactory::factories_with_type(kind, gst::Rank::MARGINAL);
-        let best = found
-            .iter()
-            .filter(|it| it.can_sink_any_caps(caps) && !it.has_type(Type::HARDWARE))
-            .max_by_key(|it| (it.name().starts_with("avdec_"), it.rank()));
-        let name = caps.structure(0).map_or("?", |it| it.name().as_str());
-        let Some(best) = best else {
+        let Some(chosen) = decoders::choose(caps) else {
+            let name = caps.structure(0).map_or("?", |it| it.name().as_str());
             let detail = format!("no decoder for {name}; is gstreamer1.0-libav installed?");
             return Err(SourceError { code: Code::Codec, detail });
         };
-        let decoder = best.create().build().map_err(|it| broken(it.to_string()))?;
+        let decoder = make(&chosen.name)?;
+        self.shared.facts().decoder = Some(chosen);
         self.set_up(&decoder);
         Ok(decoder)
     }
@@ -316,6 +311,13 @@ fn depayload(tail: &Tail, pad: &gst::Pad) -> Result<(), SourceError> {
         let detail = format!("the camera sends {codec}, which is not supported");
         return Err(SourceError { code: Code::Codec, detail });
     };
+    {
+        let mut facts = tail.shared.facts();
+        let udp = pipeline.iterate_all_by_element_factory_name("udpsrc").into_iter().next();
+        facts.carried = Some(if udp.is_some() { Carried::Udp } else { Carried::Tcp });
+        facts.server = field("a-tool");
+        facts.announced_fps = field("a-framerate").and_then(|it| it.trim().parse().ok());
+    }
     let depay = make(depay)?;
     // After a loss, what comes before the next keyframe would be smeared.
     set(&depay, "wait-for-keyframe", "true");
@@ -418,10 +420,8 @@ fn watch_data(pad: &gst::Pad, shared: &Arc<Shared>, limits: (u32, u32)) {
                 info.flow_res = Err(gst::FlowError::NotSupported);
                 return gst::PadProbeReturn::Handled;
             }
-            shared.count(buffer.size());
-            if !buffer.flags().contains(gst::BufferFlags::DELTA_UNIT) {
-                shared.keyframe();
-            }
+            let keyframe = !buffer.flags().contains(gst::BufferFlags::DELTA_UNIT);
+            shared.picture(buffer.size(), buffer.pts().map(Duration::from), keyframe);
         } else if let Some(gst::EventView::Caps(event)) = info.event().map(|it| it.view()) {
             see_caps(&event.caps_owned(), limits, &shared);
             // The decoder must not even see it. Not `Drop`: with GStreamer 1.22 the bindings then
@@ -439,6 +439,7 @@ fn see_caps(caps: &gst::Caps, limits: (u32, u32), shared: &Shared) {
     if let Some(codec) = caps::codec(caps) {
         shared.set_codec(codec);
     }
+    caps::describe(caps, &mut shared.facts());
     let side = |name| caps.structure(0).and_then(|it| it.get::<i32>(name).ok()).unwrap_or(0);
     let (width, height) = (side("width").unsigned_abs(), side("height").unsigned_abs());
     if let Err(detail) = caps::check_size(width, height, limits) {
