@@ -94,6 +94,18 @@ pub fn start() -> Result<(), SourceError> {
     // Streams open on threads of their own. GLib 2.74 can deadlock where one registers the types of
     // GIO's sockets, as loading souphttpsrc does, while another makes the first client of rtspsrc.
     ONCE.call_once(|| {
+        let types = [
+            gio::InetAddress::static_type(),
+            gio::InetSocketAddress::static_type(),
+            gio::NetworkAddress::static_type(),
+            gio::ProxyAddress::static_type(),
+            gio::Resolver::static_type(),
+            gio::Socket::static_type(),
+            gio::TcpConnection::static_type(),
+            gio::TlsCertificate::static_type(),
+            gio::TlsClientConnection::static_type(),
+        ];
+        debug_assert!(types.iter().all(|it| it.is_valid()), "GIO knows its own types");
         drop(gio::SocketClient::new());
         for name in ["rtspsrc", "rtpbin", "udpsrc", "souphttpsrc"] {
             // One that is missing is told where it is needed.
