@@ -95,7 +95,10 @@ const HEALTH_DOC: &str = "What to do about pictures that show nothing: frozen, d
 const FROZEN_AFTER_DOC: &str = "A picture that stays the same for this long, and for three \
     keyframes, is frozen; off: never.";
 const LABEL_BAD_DOC: &str = "Whether such pictures are labelled like others; if not, they are \
-    dropped with reason `corrupt`. What the decoder marks as broken is never labelled.";
+    dropped with reason `corrupt`.";
+const LABEL_CORRUPT_DOC: &str = "Whether pictures are labelled that the decoder marked as broken or \
+    before which something was lost, and those after them until the next keyframe; if not, they are \
+    dropped with reason `corrupt`.";
 
 /// The whole file.
 pub const ROOT: &[Field] = &[
@@ -146,6 +149,7 @@ const DEFAULTS: &[Field] = &[
         Map(&[
             field("frozen_after", FROZEN_AFTER, Yaml("30s"), FROZEN_AFTER_DOC),
             field("label_bad_pictures", Bool, Yaml("true"), LABEL_BAD_DOC),
+            field("label_corrupt_pictures", Bool, Yaml("false"), LABEL_CORRUPT_DOC),
         ]),
         Yaml("{}"),
         HEALTH_DOC,
@@ -190,6 +194,7 @@ pub const STREAM: &[Field] = &[
         Map(&[
             field("frozen_after", FROZEN_AFTER, Unset, FROZEN_AFTER_DOC),
             field("label_bad_pictures", Bool, Unset, LABEL_BAD_DOC),
+            field("label_corrupt_pictures", Bool, Unset, LABEL_CORRUPT_DOC),
         ]),
         Yaml("{}"),
         HEALTH_DOC,

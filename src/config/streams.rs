@@ -245,10 +245,11 @@ impl Builder<'_> {
 
 fn health(it: &Fields, defaults: &Fields, url: &SourceUrl) -> Settings {
     let from = |name| if it.has(name) { it } else { defaults };
-    let label = from("label_bad_pictures").bool("label_bad_pictures");
+    let label = |name| from(name).bool(name).expect(DEFAULT);
     Settings {
         frozen_after: from("frozen_after").duration("frozen_after"),
-        label_bad_pictures: label.expect(DEFAULT),
+        label_bad_pictures: label("label_bad_pictures"),
+        label_corrupt_pictures: label("label_corrupt_pictures"),
         by_pts: !url.is_live(),
     }
 }
@@ -275,20 +276,21 @@ mod tests {
             defaults: {health: {frozen_after: 10s, label_bad_pictures: false}}\n\
             streams:\n  \
               a: {url: 'rtsp://cam/'}\n  \
-              b: {url: 'clip.mp4', health: {frozen_after: off}}\n  \
+              b: {url: 'clip.mp4', health: {frozen_after: off, label_corrupt_pictures: true}}\n  \
               c: {url: 'test:', health: {label_bad_pictures: true}}\n";
         let options = Options { env: |_| None, secrets: true, files: false };
         let load = |text: &str| load_text(text, Path::new("c"), Path::new("/c"), &options);
         let plan = load(text).unwrap().plan;
         let health = |id: &str| plan.streams[id].health;
-        let settings = |seconds: Option<u64>, label_bad_pictures, by_pts| Settings {
+        let settings = |seconds: Option<u64>, (bad, corrupt), by_pts| Settings {
             frozen_after: seconds.map(Duration::from_secs),
-            label_bad_pictures,
+            label_bad_pictures: bad,
+            label_corrupt_pictures: corrupt,
             by_pts,
         };
-        assert_eq!(health("a"), settings(Some(10), false, false));
-        assert_eq!(health("b"), settings(None, false, true));
-        assert_eq!(health("c"), settings(Some(10), true, true));
+        assert_eq!(health("a"), settings(Some(10), (false, false), false));
+        assert_eq!(health("b"), settings(None, (false, true), true));
+        assert_eq!(health("c"), settings(Some(10), (true, false), true));
         let text = "version: 1\nstreams: {a: {url: 'rtsp://cam/'}}\n";
         assert_eq!(load(text).unwrap().plan.streams["a"].health, Settings::default());
         let problems = load(&text.replace("'}", "', health: {frozen_after: 1ms}}")).unwrap_err();

@@ -27,7 +27,7 @@ pub enum Flag {
     Uniform,
     /// Its lower part repeats one row, or is the grey of a decoder that had nothing to decode.
     Smeared,
-    /// The decoder marked it as broken.
+    /// The decoder marked it as broken, or something before it was lost.
     Corrupt,
     /// Nothing is wrong with the picture, but many others gave way to it: there is too much to do.
     Degraded,
@@ -85,7 +85,7 @@ impl Flags {
     }
 }
 
-/// What is known about one picture. Empty until preprocess has seen it.
+/// What is known about one picture. Until preprocess has seen it, only whether it is corrupt.
 #[derive(Clone, Debug, Default)]
 pub struct Quality {
     /// What was measured.
@@ -101,6 +101,8 @@ pub struct Settings {
     pub frozen_after: Option<Duration>,
     /// Whether bad pictures are labelled like others.
     pub label_bad_pictures: bool,
+    /// Whether those are that the decoder marked as broken.
+    pub label_corrupt_pictures: bool,
     /// Time is what the pictures' PTS say, not when they arrive: for what is read at any speed.
     pub by_pts: bool,
 }
@@ -110,6 +112,7 @@ impl Default for Settings {
         Settings {
             frozen_after: Some(Duration::from_secs(30)),
             label_bad_pictures: true,
+            label_corrupt_pictures: false,
             by_pts: false,
         }
     }

@@ -51,7 +51,8 @@ impl Watch {
     /// what is to be told before it, if the flags have changed.
     pub fn seen(&mut self, meta: &mut Meta, stream: &Arc<Stream>) -> Option<StateChange> {
         let look = meta.quality.look.as_ref()?;
-        let after_corrupt = meta.skipped.iter().any(|it| it.0 == Reason::Corrupt);
+        let corrupt = meta.quality.flags.contains(&Flag::Corrupt);
+        let after_corrupt = corrupt || meta.skipped.iter().any(|it| it.0 == Reason::Corrupt);
         let at = Moment {
             epoch: meta.epoch,
             pts: meta.pts,
@@ -67,8 +68,7 @@ impl Watch {
             Flag::Dark => look.dark == Degree::Yes,
             Flag::Uniform => look.uniform == Degree::Yes,
             Flag::Smeared => look.smeared == Degree::Yes,
-            // The source hands no such picture on.
-            Flag::Corrupt => false,
+            Flag::Corrupt => corrupt,
             // Not the picture's.
             Flag::Degraded => false,
         };
@@ -78,7 +78,11 @@ impl Watch {
 
     /// Whether a picture with these flags gets a label.
     pub fn labels(&self, flags: &[Flag]) -> bool {
-        flags.is_empty() || self.tracker.settings().label_bad_pictures
+        let settings = self.tracker.settings();
+        flags.iter().all(|it| match it {
+            Flag::Corrupt => settings.label_corrupt_pictures,
+            _ => settings.label_bad_pictures,
+        })
     }
 
     /// The state goes on; only the flags are new.

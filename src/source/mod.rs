@@ -34,7 +34,7 @@ use tracing::{debug, warn};
 
 use crate::{
     frame::{Code, EpochEnd, Frame, Meta, Picture, Skipped, State, StateChange, Timing},
-    health::{Flags, Quality},
+    health::{Flag, Flags, Quality},
     jitter,
     ledger::{InFlight, Stream},
     source::{
@@ -91,7 +91,7 @@ pub struct Decoded {
     pub decoded: Instant,
     /// When the camera says that it took it, through RTCP.
     pub captured: Option<SystemTime>,
-    /// Whether the decoder marked it as broken.
+    /// Whether the decoder marked it as broken, or something before it was lost.
     pub corrupt: bool,
 }
 
@@ -369,7 +369,8 @@ impl Reader<'_> {
             self.tell(self.supervisor.up())?;
         }
         let stamp = self.clock.stamp(&seen);
-        let reason = if decoded.corrupt {
+        let corrupt = decoded.corrupt.then_some(Flag::Corrupt);
+        let reason = if corrupt.is_some_and(|it| !self.stream.health().labels(&[it])) {
             Some(Reason::Corrupt)
         } else if self.sampler.as_mut().is_some_and(|it| !it.keeps(stamp.pts)) {
             Some(Reason::Rate)
@@ -392,7 +393,7 @@ impl Reader<'_> {
             size,
             timing: Timing::at(arrived, decoded.decoded),
             skipped: mem::take(&mut self.skipped),
-            quality: Quality::default(),
+            quality: Quality { flags: corrupt.into_iter().collect(), ..Quality::default() },
         };
         self.output.frame(Frame { meta, picture }, self.stop)
     }

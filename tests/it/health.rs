@@ -13,6 +13,7 @@ use ghostwatch::{
     ledger::Stream,
     preprocess::{Geometry, Preprocessor},
     source::{self, Closed, End, Output, Spec, gst::GstOpener},
+    stage::{Reason, StageName},
 };
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
@@ -33,6 +34,8 @@ struct Looker {
     pixels: Vec<u8>,
     /// What pictures and the stream were called.
     flags: BTreeSet<&'static str>,
+    /// Each change of what the stream is called, with the time of its picture.
+    heard: Vec<(Duration, Vec<&'static str>)>,
     /// The longest run of pictures with equal bytes.
     equal: (usize, usize),
 }
@@ -45,7 +48,9 @@ impl Output for Looker {
         self.equal.0 = if before == self.pixels { self.equal.0 + 1 } else { 1 };
         self.equal.1 = self.equal.1.max(self.equal.0);
         meta.quality.look = Some(measure(&self.pixels, GEOMETRY.crop));
-        self.stream.health().seen(&mut meta, &self.stream);
+        if let Some(news) = self.stream.health().seen(&mut meta, &self.stream) {
+            self.heard.push((meta.pts, news.flags.iter().map(|it| it.0.name()).collect()));
+        }
         self.flags.extend(meta.quality.flags.iter().map(|it| it.name()));
         self.flags.extend(self.stream.health().flags().iter().map(|it| it.0.name()));
         meta.stream.published();
@@ -68,6 +73,7 @@ fn look(path: &Path, settings: Settings) -> Looker {
         preprocessor: Preprocessor::new(GEOMETRY),
         pixels: vec![0; GEOMETRY.bytes()],
         flags: BTreeSet::new(),
+        heard: Vec::new(),
         equal: (0, 0),
     };
     let settings = source::Settings::new(&spec, 0);
@@ -84,6 +90,25 @@ fn nothing_is_wrong_with_real_clips() {
         let looker = look(&clip(name), settings);
         assert!(looker.flags.is_empty(), "{name}: {:?}", looker.flags);
     }
+}
+
+#[test]
+fn a_stream_is_corrupt_once_a_picture_was_broken_and_5_s_after_the_last_one_no_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.h264");
+    let from = clip("bikes.mp4");
+    ffmpeg(&format!("-i {} -an -c:v libx264 -g 25 -bf 0 -b:v 400k", from.display()), &path);
+    let mut bytes = std::fs::read(&path).unwrap();
+    // In the second of ten seconds.
+    let at = bytes.len() / 8;
+    bytes[at..at + 40].iter_mut().for_each(|it| *it = !*it);
+    std::fs::write(&path, bytes).unwrap();
+    let looker = look(&path, Settings::default());
+    let heard: Vec<_> = looker.heard.iter().map(|it| it.1.clone()).collect();
+    assert_eq!(heard, [vec!["corrupt"], vec![]], "{:?}", looker.heard);
+    let lasted = looker.heard[1].0 - looker.heard[0].0;
+    assert_eq!(lasted.as_secs(), 5, "{:?}", looker.heard);
+    assert!(looker.stream.dropped(StageName::Source, Reason::Corrupt) < 26);
 }
 
 /// A picture of a real scene that stands still, as x264 writes it with few bits and a keyframe

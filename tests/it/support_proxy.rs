@@ -37,6 +37,8 @@ pub(crate) struct Damage {
     pub(crate) duplicate: f64,
     /// Share of packets that come after the one behind them.
     pub(crate) reorder: f64,
+    /// Share of packets that come with one bit of their payload flipped.
+    pub(crate) flip: f64,
     /// Longest wait before a packet, which holds up those behind it.
     pub(crate) delay: Duration,
 }
@@ -48,6 +50,7 @@ pub(crate) struct Done {
     pub(crate) lost: AtomicU64,
     pub(crate) duplicated: AtomicU64,
     pub(crate) reordered: AtomicU64,
+    pub(crate) flipped: AtomicU64,
 }
 
 /// Runs until it is dropped.
@@ -253,7 +256,7 @@ impl Shared {
         let mut random = None;
         let mut held: Option<Vec<u8>> = None;
         loop {
-            let unit = unit(&mut server)?;
+            let mut unit = unit(&mut server)?;
             let mode = self.wait(pair)?;
             let Mode::Damage(damage) = mode else {
                 for unit in held.take().into_iter().chain([unit]) {
@@ -271,6 +274,13 @@ impl Shared {
             if random.next() < damage.loss {
                 self.done.lost.fetch_add(1, SeqCst);
                 continue;
+            }
+            // The header of the channel has four bytes, that of RTP twelve.
+            let payload = unit.len().saturating_sub(16);
+            if 0 < payload && random.next() < damage.flip {
+                self.done.flipped.fetch_add(1, SeqCst);
+                let bit = (random.next() * 8.0) as u32;
+                unit[16 + (random.next() * payload as f64) as usize] ^= 1 << bit;
             }
             sleep(damage.delay.mul_f64(random.next()));
             if held.is_none() && random.next() < damage.reorder {
@@ -338,11 +348,11 @@ fn unit(server: &mut BufReader<&TcpStream>) -> io::Result<Vec<u8>> {
 }
 
 /// SplitMix64, so that a run can be had again.
-struct Random(u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
     /// In 0.0..1.0.
-    fn next(&mut self) -> f64 {
+    pub(crate) fn next(&mut self) -> f64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -440,9 +450,11 @@ fn packets_are_lost_doubled_and_swapped_but_never_messages_and_reports() {
     let none = Damage::default();
     run(Damage { loss: 1.0, ..none }, b"$\x01\0\x01C");
     run(Damage { duplicate: 1.0, ..none }, b"$\0\0\x01A$\0\0\x01A$\0\0\x01B$\0\0\x01B$\x01\0\x01C");
+    run(Damage { flip: 1.0, ..none }, b"$\0\0\x01A$\0\0\x01B$\x01\0\x01C");
     run(Damage { reorder: 1.0, ..none }, b"$\0\0\x01B$\0\0\x01A$\x01\0\x01C");
     let done = proxy.done();
-    assert_eq!(done.packets.load(SeqCst), 6);
+    assert_eq!(done.packets.load(SeqCst), 8);
     assert_eq!(done.lost.load(SeqCst), 2);
     assert_eq!((done.duplicated.load(SeqCst), done.reordered.load(SeqCst)), (2, 1));
+    assert_eq!(done.flipped.load(SeqCst), 0, "these packets have no payload");
 }

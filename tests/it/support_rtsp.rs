@@ -32,6 +32,8 @@ pub(crate) enum Media {
         /// Pictures per second.
         fps: u32,
     },
+    /// The H.265 stream of an MP4 file, in its own time.
+    H265File(PathBuf),
     /// The H.264 stream of an MP4 file, so many times over, in its own time.
     File {
         /// The file.
@@ -170,6 +172,11 @@ fn launch(media: &Media) -> String {
             "( videotestsrc is-live=true pattern=ball \
              ! video/x-raw,format=I420,width={width},height={height},framerate={fps}/1 \
              ! jpegenc ! rtpjpegpay name=pay0 pt=26 )"
+        ),
+        Media::H265File(path) => format!(
+            "( filesrc location=\"{}\" ! qtdemux ! h265parse \
+             ! rtph265pay name=pay0 pt=96 config-interval=-1 )",
+            path.display()
         ),
         Media::File { path, times } => {
             let path = path.display();

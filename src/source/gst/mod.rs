@@ -1,11 +1,12 @@
 //! One GStreamer pipeline per connection, from the network or disk to decoded pictures.
 //!
 //! This folder is the only place that says `gstreamer`. [`pipeline`] puts the elements together,
-//! [`caps`] reads pictures in place, [`decoders`] chooses who decodes them, [`tls`] whom to trust,
-//! [`errors`] says in our words what went wrong, [`said`] keeps what GStreamer said before, [`redact`]
-//! what of it nobody may read. [`inventory`] is for `doctor`.
+//! [`caps`] reads pictures in place, [`damage`] knows which are broken, [`decoders`] chooses who decodes
+//! them, [`tls`] whom to trust, [`errors`] says in our words what went wrong, [`said`] keeps what
+//! GStreamer said before, [`redact`] what of it nobody may read. [`inventory`] is for `doctor`.
 
 pub mod caps;
+pub mod damage;
 pub mod decoders;
 pub mod errors;
 pub mod inventory;
@@ -38,7 +39,7 @@ use crate::{
         Decoded, Next, Opener, Source, SourceError, Spec,
         facts::Facts,
         gate::{Gate, Peer},
-        gst::{redact::Redactor, said::Said},
+        gst::{damage::Damage, redact::Redactor, said::Said},
         url::SourceUrl,
         watch::{Network, Watch},
     },
@@ -145,6 +146,7 @@ impl Opener for GstOpener {
             facts: self.facts.clone(),
             linked: AtomicBool::new(false),
             described: AtomicBool::new(false),
+            damage: Mutex::default(),
             said: self.said.clone(),
         });
         let (pipeline, sink) = pipeline::build(&self.spec, &shared)?;
@@ -174,6 +176,7 @@ impl Opener for GstOpener {
             spec: self.spec.clone(),
             finite: self.finite.clone(),
             watch: Watch::new(self.spec.stall_after, Instant::now()),
+            stopped: false,
         };
         match started {
             Ok(_) => Ok(Box::new(source)),
@@ -223,6 +226,7 @@ pub struct Shared {
     linked: AtomicBool,
     /// Whether the server has described its streams: it has taken the password then.
     described: AtomicBool,
+    damage: Mutex<Damage>,
     said: Arc<Said>,
 }
 
@@ -256,6 +260,11 @@ impl Shared {
     /// What the connection has shown.
     pub fn facts(&self) -> MutexGuard<'_, Facts> {
         self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Which pictures are broken. Held for one of them, never longer.
+    pub fn damage(&self) -> MutexGuard<'_, Damage> {
+        self.damage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes the right to link the video stream. `false` iff one is linked already.
@@ -341,6 +350,8 @@ struct GstSource {
     spec: Spec,
     finite: Arc<AtomicBool>,
     watch: Watch,
+    /// Whether a demuxer read no more at the last look.
+    stopped: bool,
 }
 
 impl Source for GstSource {
@@ -383,7 +394,11 @@ impl GstSource {
         let arrival = self.shared.arrival(frame.buffer_pts);
         let arrival =
             arrival.unwrap_or(Arrival { mono: decoded, wall: SystemTime::now(), captured: None });
-        self.watch.picture(decoded, frame.pts);
+        let corrupt = frame.corrupt | self.shared.damage().take(frame.buffer_pts);
+        // A camera whose pictures stay broken is opened again, which gives a keyframe.
+        if !corrupt || !self.spec.url.is_live() {
+            self.watch.picture(decoded, frame.pts);
+        }
         Ok(Decoded {
             picture: frame.picture,
             pts: frame.pts,
@@ -391,22 +406,37 @@ impl GstSource {
             arrived_wall: arrival.wall,
             decoded,
             captured: arrival.captured,
-            corrupt: frame.corrupt,
+            corrupt,
         })
     }
 
     /// Fails a live stream that has been silent for too long, and a file that never starts:
     /// parsebin can swallow the error of a demuxer that fails while it is being put in.
-    fn check_time(&self) -> Result<(), SourceError> {
+    fn check_time(&mut self) -> Result<(), SourceError> {
         let live = self.spec.url.is_live();
         if !live && 0 < self.watch.pictures() {
             return Ok(());
+        }
+        if !live && !self.shared.is_linked() && self.has_stopped() {
+            let detail = "there is no video in it, or it is not whole: its index cannot be read";
+            return Err(self.error(Code::Codec, detail));
         }
         match self.watch.check(&self.shared.state().network, Instant::now()) {
             None => Ok(()),
             Some(silence) if live => Err(self.error(silence.code, &silence.detail)),
             Some(silence) => Err(self.error(Code::Codec, &silence.detail)),
         }
+    }
+
+    /// Whether a demuxer reads no more, at two looks in a row: its error may be on the way.
+    fn has_stopped(&mut self) -> bool {
+        let demuxer = |it: &gst::Element| {
+            it.factory().is_some_and(|it| it.has_type(gst::ElementFactoryType::DEMUXER))
+        };
+        let stopped = |it: &gst::Pad| it.task_state() == gst::TaskState::Paused;
+        let mut elements = self.pipeline.iterate_recurse().into_iter().flatten();
+        let found = elements.any(|it| demuxer(&it) && it.sink_pads().iter().any(stopped));
+        std::mem::replace(&mut self.stopped, found) && found
     }
 
     /// What has gone wrong, if anything: what the callbacks say, else the first message on the

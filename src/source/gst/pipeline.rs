@@ -28,7 +28,7 @@ use crate::{
     source::{
         SourceError, Spec,
         facts::Carried,
-        gst::{Shared, caps, decoders, tls},
+        gst::{Shared, caps, damage, decoders, tls},
         url::{Pattern, Remote, SourceUrl, Transport},
     },
 };
@@ -148,6 +148,7 @@ impl Tail {
             sync(&first)?;
         }
         let input = first.static_pad("sink").expect("decoders and videoconvert have a sink pad");
+        damage::watch(&input, &self.shared);
         pad.link(&input).map(drop).map_err(|it| broken(format!("linking {caps}: {it}")))
     }
 
@@ -173,8 +174,9 @@ impl Tail {
         if self.spec.url.is_live() {
             set(decoder, "thread-type", "slice");
         }
-        set(decoder, "output-corrupt", "false");
-        set(decoder, "discard-corrupted-frames", "true");
+        // What is broken is dropped where it is counted, or labelled where that is wanted.
+        set(decoder, "output-corrupt", "true");
+        set(decoder, "discard-corrupted-frames", "false");
         set(decoder, "max-errors", "-1");
         set(decoder, "qos", "false");
     }
@@ -319,8 +321,8 @@ fn depayload(tail: &Tail, pad: &gst::Pad) -> Result<(), SourceError> {
         facts.announced_fps = field("a-framerate").and_then(|it| it.trim().parse().ok());
     }
     let depay = make(depay)?;
-    // After a loss, what comes before the next keyframe would be smeared.
-    set(&depay, "wait-for-keyframe", "true");
+    damage::wait_for_first_keyframe(&depay);
+    damage::watch_gaps(&depay, &tail.shared);
     add(&pipeline, &[&depay])?;
     let last = match parse {
         None => depay.clone(),

@@ -21,7 +21,7 @@ use gstreamer::{
 };
 use tracing::info;
 
-use crate::source::gst::redact::Redactor;
+use crate::source::gst::{damage, redact::Redactor};
 
 /// Lines that are kept of each connection.
 const LINES_MAX: usize = 20;
@@ -68,7 +68,9 @@ pub fn listen(redactor: &Redactor) {
             gst::log::set_default_threshold(DebugLevel::Warning);
         }
         gst::log::remove_default_log_function();
-        let shown = env::var_os("GST_DEBUG").is_some_and(|it| !it.is_empty());
+        let asked = env::var_os("GST_DEBUG");
+        let shown = asked.as_ref().is_some_and(|it| !it.is_empty());
+        damage::listen(asked.as_ref().and_then(|it| it.to_str()));
         gst::log::add_log_function(move |category, level, _, _, _, object, message| {
             hear(shown, (category, level), object, message);
         });
@@ -81,6 +83,7 @@ fn hear(
     object: Option<&LoggedObject>,
     message: &DebugMessage,
 ) {
+    damage::hear(category.name(), &message.get().unwrap_or_default());
     let kept = level <= DebugLevel::Warning;
     let owner = object.filter(|_| kept).and_then(|it| {
         let owners = owners();
