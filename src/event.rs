@@ -16,7 +16,7 @@ mod parts;
 use parts::{Counts, FlagData, Latency, QualityData};
 
 use crate::{
-    frame::{Meta, StateChange, TimeSource},
+    frame::{Meta, StateChange},
     postprocess::Ranked,
 };
 
@@ -178,7 +178,12 @@ impl Event {
             epoch: meta.epoch,
             frame: meta.frame,
             pts_ns: meta.pts.as_nanos().min(u128::from(u64::MAX)) as u64,
-            time_source: time_source(meta.time_source),
+            time_source: meta.dated.source.name(),
+            time_error_ms: meta.dated.error.map(|it| it.as_micros().div_ceil(1_000) as u64),
+            clock_offset_ms: meta
+                .dated
+                .clock_offset_ns
+                .map(|it| (it + 500_000).div_euclid(1_000_000)),
             ingest_time: rfc3339(meta.ingest_time),
             width: meta.size.0,
             height: meta.size.1,
@@ -320,15 +325,6 @@ impl DaemonState {
     }
 }
 
-/// The name in events.
-pub(crate) fn time_source(it: TimeSource) -> &'static str {
-    match it {
-        TimeSource::Rtcp => "rtcp",
-        TimeSource::File => "file",
-        TimeSource::Arrival => "arrival",
-    }
-}
-
 fn json<T: Serialize>(value: &T) -> String {
     serde_json::to_string(value).expect("the event structs have string keys only")
 }
@@ -360,6 +356,10 @@ struct FrameData<'a> {
     frame: u64,
     pts_ns: u64,
     time_source: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    time_error_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    clock_offset_ms: Option<i64>,
     ingest_time: String,
     width: u32,
     height: u32,

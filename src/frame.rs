@@ -31,8 +31,8 @@ pub struct Meta {
     pub pts: Duration,
     /// When the picture was taken, as well as it is known; never backward inside an epoch.
     pub time: SystemTime,
-    /// Where `time` comes from.
-    pub time_source: TimeSource,
+    /// Where `time` comes from, and how good it is.
+    pub dated: Dated,
     /// When the frame left the depayloader or demuxer, by the wall clock.
     pub ingest_time: SystemTime,
     /// Width and height of the decoded picture in pixels.
@@ -54,6 +54,33 @@ pub enum TimeSource {
     File,
     /// When the frame reached us.
     Arrival,
+}
+
+/// Where a frame's time comes from, and how good it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dated {
+    /// Where it comes from.
+    pub source: TimeSource,
+    /// How far the time is at most from when the picture was taken, by this host's clock. `None` if
+    /// nothing bounds it.
+    pub error: Option<Duration>,
+    /// The camera's clock less this host's in nanoseconds, by the fastest picture, whose way it is
+    /// too small by. `None` if the camera does not tell its time.
+    pub clock_offset_ns: Option<i64>,
+}
+
+impl TimeSource {
+    /// Every source.
+    pub const ALL: [TimeSource; 3] = [TimeSource::Rtcp, TimeSource::File, TimeSource::Arrival];
+
+    /// The name in events and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            TimeSource::Rtcp => "rtcp",
+            TimeSource::File => "file",
+            TimeSource::Arrival => "arrival",
+        }
+    }
 }
 
 /// Moments of one frame, by the monotonic clock. A moment not yet reached equals the one before.

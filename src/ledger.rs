@@ -13,7 +13,7 @@ use std::{
 };
 
 use crate::{
-    frame::{Item, Meta, State},
+    frame::{Dated, Item, Meta, State},
     health::{Settings, watch::Watch},
     stage::{Reason, StageName},
 };
@@ -45,6 +45,8 @@ pub struct Stream {
     size: AtomicU64,
     /// When the last decoded frame came, in milliseconds since the Unix epoch; 0 before the first.
     pub last_frame_ms: AtomicU64,
+    /// How the last decoded frame is dated; `None` while none come.
+    dated: Mutex<Option<Dated>>,
     state: AtomicU8,
     /// Changes of state on their way to the journal.
     states_in_flight: AtomicI64,
@@ -74,6 +76,7 @@ impl Stream {
             codec: Mutex::default(),
             size: AtomicU64::new(0),
             last_frame_ms: AtomicU64::new(0),
+            dated: Mutex::default(),
             state: AtomicU8::new(State::Connecting as u8),
             states_in_flight: AtomicI64::new(0),
             keyframes: AtomicU64::new(0),
@@ -139,6 +142,16 @@ impl Stream {
     /// What is known of its pictures. Held for the look at one of them, never longer.
     pub fn health(&self) -> MutexGuard<'_, Watch> {
         self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sets how the last decoded frame is dated; `None` if no more come.
+    pub fn set_dated(&self, dated: Option<Dated>) {
+        *self.dated.lock().unwrap_or_else(PoisonError::into_inner) = dated;
+    }
+
+    /// How the last decoded frame is dated; `None` while none come.
+    pub fn dated(&self) -> Option<Dated> {
+        *self.dated.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A change of state was sent on its way to the journal.

@@ -66,6 +66,8 @@ pub struct StreamPlan {
     pub latency: Duration,
     /// A live stream without a picture for this long has failed.
     pub stall_after: Duration,
+    /// The camera's clock dates pictures only while it differs from ours by at most this.
+    pub max_clock_offset: Duration,
     /// What happens when frames come faster than they are classified.
     pub when_full: WhenFull,
     /// A file starts over when it has ended.
@@ -112,6 +114,7 @@ impl StreamPlan {
             transport: self.transport,
             latency: self.latency,
             stall_after: self.stall_after,
+            max_clock_offset: self.max_clock_offset,
             max_fps: self.max_fps,
             realtime: self.realtime,
             looped: self.looped,

@@ -76,6 +76,7 @@ const fn field(name: &'static str, kind: Kind, default: Absent, doc: &'static st
 const TRANSPORT: Kind = Choice(&["tcp", "udp", "auto"]);
 const LATENCY: Kind = Duration("0ms", "10s");
 const STALL_AFTER: Kind = Duration("1s", "1h");
+const CLOCK_OFFSET: Kind = Duration("0ms", "1m");
 const WHEN_FULL: Kind = Choice(&["auto", "latest", "block"]);
 const MAX_FPS: Kind = Or("null", &Number(0.001, 1000.0));
 const TRANSPORT_DOC: &str = "How RTP is carried: inside the RTSP connection (tcp), as datagrams \
@@ -84,6 +85,8 @@ const LATENCY_DOC: &str = "Size of the jitter buffer of RTSP streams: packets th
     this are lost, and every label is this much later.";
 const STALL_AFTER_DOC: &str = "A live stream without a picture for this long (and for five picture \
     periods) has failed and is opened again.";
+const CLOCK_OFFSET_DOC: &str = "Events are dated by the camera's clock, as its RTCP reports give it, \
+    only while that differs from this host's by at most this; else by the arrival of the pictures.";
 const WHEN_FULL_DOC: &str = "When frames come faster than they are classified: keep the newest one \
     (latest), or let the source wait and lose none (block). auto: latest for live streams, block \
     for files and test patterns.";
@@ -143,6 +146,7 @@ const DEFAULTS: &[Field] = &[
     field("transport", TRANSPORT, Yaml("tcp"), TRANSPORT_DOC),
     field("latency", LATENCY, Yaml("200ms"), LATENCY_DOC),
     field("stall_after", STALL_AFTER, Yaml("4s"), STALL_AFTER_DOC),
+    field("max_clock_offset", CLOCK_OFFSET, Yaml("2s"), CLOCK_OFFSET_DOC),
     field("when_full", WHEN_FULL, Yaml("auto"), WHEN_FULL_DOC),
     field(
         "health",
@@ -188,6 +192,7 @@ pub const STREAM: &[Field] = &[
     field("transport", TRANSPORT, Unset, TRANSPORT_DOC),
     field("latency", LATENCY, Unset, LATENCY_DOC),
     field("stall_after", STALL_AFTER, Unset, STALL_AFTER_DOC),
+    field("max_clock_offset", CLOCK_OFFSET, Unset, CLOCK_OFFSET_DOC),
     field("when_full", WHEN_FULL, Unset, WHEN_FULL_DOC),
     field(
         "health",

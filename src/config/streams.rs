@@ -80,6 +80,7 @@ impl Builder<'_> {
             },
             latency: from("latency").duration("latency").expect(DEFAULT),
             stall_after: from("stall_after").duration("stall_after").expect(DEFAULT),
+            max_clock_offset: from("max_clock_offset").duration("max_clock_offset").expect(DEFAULT),
             when_full,
             looped: it.bool("loop").expect(DEFAULT),
             realtime: it.bool("realtime").expect(DEFAULT),

@@ -9,7 +9,7 @@ use expect_test::expect;
 
 use super::*;
 use crate::{
-    frame::{Code, EpochEnd, Skipped, State, Timing},
+    frame::{Code, Dated, EpochEnd, Skipped, State, TimeSource, Timing},
     health::{Flag, Flags, Quality, Settings, measure::measure},
     ledger::{InFlight, Stream},
     stage::Reason,
@@ -33,7 +33,11 @@ fn frame() -> Event {
         frame: 184_820,
         pts: Duration::from_millis(61_606_700),
         time: at(1_795_485_312_301_234),
-        time_source: TimeSource::Rtcp,
+        dated: Dated {
+            source: TimeSource::Rtcp,
+            error: Some(Duration::from_micros(43_001)),
+            clock_offset_ns: Some(-12_500_001),
+        },
         ingest_time: at(1_795_485_312_345_678),
         size: (1920, 1080),
         timing: Timing {
@@ -93,7 +97,7 @@ fn with_flag() -> Event {
             frame: at_s,
             pts: Duration::from_secs(at_s),
             time: at(at_s * 1_000_000),
-            time_source: TimeSource::Arrival,
+            dated: Dated { source: TimeSource::Arrival, error: None, clock_offset_ns: None },
             ingest_time: at(at_s * 1_000_000),
             size: (16, 16),
             timing: Timing::at(arrived, arrived),
@@ -115,7 +119,7 @@ fn a_raised_flag_is_the_published_json() {
 
 #[test]
 fn a_frame_event_is_the_published_json() {
-    expect![[r#"{"specversion":"1.0","id":"01JH8Z6Q3K5V9W2X4Y6Z8A0B2C-00000000000001848201","source":"/ghostwatch/host-a/streams/front","type":"io.ghostwatch.frame.classified.v1","subject":"front","time":"2026-11-24T01:55:12.301234Z","datacontenttype":"application/json","dataschema":"urn:ghostwatch:schema:frame-classified:1","sequence":"00000000000001848201","data":{"stream":"front","region":"default","epoch":3,"frame":184820,"pts_ns":61606700000000,"time_source":"rtcp","ingest_time":"2026-11-24T01:55:12.345678Z","width":1920,"height":1080,"model":{"name":"ghostnet_1x","weights":"sha256:5f2b9c41aa07","labels":"imagenet-1k","precision":"fp32"},"device":"cpu","batch_size":16,"top":[{"rank":1,"label_id":0,"wnid":"n01440764","label":"tench","confidence":0.612345},{"rank":2,"label_id":1,"label":"one \"with\" a\nline end","confidence":0.0}],"skipped":{"rate":4,"overload":1},"quality":{"mean_luma":0.408,"flags":["dark"]},"latency_us":{"decode":4100,"queue":1200,"preprocess":800,"batch_wait":900,"inference":6400,"postprocess":40,"total":13440}}}"#]]
+    expect![[r#"{"specversion":"1.0","id":"01JH8Z6Q3K5V9W2X4Y6Z8A0B2C-00000000000001848201","source":"/ghostwatch/host-a/streams/front","type":"io.ghostwatch.frame.classified.v1","subject":"front","time":"2026-11-24T01:55:12.301234Z","datacontenttype":"application/json","dataschema":"urn:ghostwatch:schema:frame-classified:1","sequence":"00000000000001848201","data":{"stream":"front","region":"default","epoch":3,"frame":184820,"pts_ns":61606700000000,"time_source":"rtcp","time_error_ms":44,"clock_offset_ms":-13,"ingest_time":"2026-11-24T01:55:12.345678Z","width":1920,"height":1080,"model":{"name":"ghostnet_1x","weights":"sha256:5f2b9c41aa07","labels":"imagenet-1k","precision":"fp32"},"device":"cpu","batch_size":16,"top":[{"rank":1,"label_id":0,"wnid":"n01440764","label":"tench","confidence":0.612345},{"rank":2,"label_id":1,"label":"one \"with\" a\nline end","confidence":0.0}],"skipped":{"rate":4,"overload":1},"quality":{"mean_luma":0.408,"flags":["dark"]},"latency_us":{"decode":4100,"queue":1200,"preprocess":800,"batch_wait":900,"inference":6400,"postprocess":40,"total":13440}}}"#]]
     .assert_eq(&frame().envelope(JOURNAL, 1_848_201));
 }
 
@@ -164,6 +168,8 @@ fn the_schema_takes_every_event_and_refuses_others() {
     let frame = frame().envelope(JOURNAL, 1);
     for (good, bad) in [
         ("\"epoch\":3", "\"epoch\":-1"),
+        ("\"time_error_ms\":44", "\"time_error_ms\":-1"),
+        ("\"clock_offset_ms\":-13", "\"clock_offset_ms\":-12.5"),
         ("\"overload\":1", "\"overload\":0"),
         ("\"overload\":1", "\"boredom\":1"),
         ("[\"dark\"]", "[\"boring\"]"),

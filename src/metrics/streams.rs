@@ -17,7 +17,7 @@ use super::{
     families::{counters, gauge, gauges, real_gauges},
 };
 use crate::{
-    frame::{State, StateChange},
+    frame::{Dated, State, StateChange, TimeSource},
     health::Flag,
     ledger::Stream,
     stage::{Reason, StageName},
@@ -129,6 +129,9 @@ struct Families {
     up: IntGaugeVec,
     state: IntGaugeVec,
     last_frame: GaugeVec,
+    clock_offset: GaugeVec,
+    time_error: GaugeVec,
+    time_source: IntGaugeVec,
     connects: IntCounterVec,
     disconnects: IntCounterVec,
     wanted_fps: GaugeVec,
@@ -161,6 +164,21 @@ impl Families {
                 &["stream", "state"],
             ),
             last_frame: real_gauges(timestamp, "When a frame was decoded last.", &id),
+            clock_offset: real_gauges(
+                "stream_clock_offset_seconds",
+                "The camera's clock less this host's, by the fastest frame, whose way it is too small by.",
+                &id,
+            ),
+            time_error: real_gauges(
+                "stream_time_error_seconds",
+                "How far the last frame's time is at most from when it was taken.",
+                &id,
+            ),
+            time_source: gauges(
+                "stream_time_source",
+                "1 for what the last frame's time comes from, else 0.",
+                &["stream", "source"],
+            ),
             connects: counters(
                 "stream_connects_total",
                 "Tries to connect, by whether they gave a first frame.",
@@ -191,12 +209,15 @@ impl Families {
         }
     }
 
-    fn all(&self) -> [&dyn Collector; 15] {
+    fn all(&self) -> [&dyn Collector; 18] {
         [
             &self.info,
             &self.up,
             &self.state,
             &self.last_frame,
+            &self.clock_offset,
+            &self.time_error,
+            &self.time_source,
             &self.connects,
             &self.disconnects,
             &self.wanted_fps,
@@ -222,6 +243,9 @@ impl Families {
         let last_frame_ms = stream.last_frame_ms.load(Relaxed);
         if 0 < last_frame_ms {
             self.last_frame.with_label_values(&[id]).set(last_frame_ms as f64 / 1000.0);
+        }
+        if let Some(dated) = stream.dated() {
+            self.add_dated(id, dated);
         }
         for (result, count) in [("ok", &stream.connects), ("failed", &stream.connects_failed)] {
             self.connects.with_label_values(&[id, result]).inc_by(count.load(Relaxed));
@@ -252,6 +276,19 @@ impl Families {
         if let Some((codec, width, height)) = stream.info() {
             let (width, height) = (width.to_string(), height.to_string());
             self.info.with_label_values(&[id, shown(&codec), &width, &height]).set(1);
+        }
+    }
+
+    fn add_dated(&self, id: &str, dated: Dated) {
+        for source in TimeSource::ALL {
+            let gauge = self.time_source.with_label_values(&[id, source.name()]);
+            gauge.set(i64::from(dated.source == source));
+        }
+        if let Some(offset) = dated.clock_offset_ns {
+            self.clock_offset.with_label_values(&[id]).set(offset as f64 / 1e9);
+        }
+        if let Some(error) = dated.error {
+            self.time_error.with_label_values(&[id]).set(error.as_secs_f64());
         }
     }
 

@@ -2,13 +2,16 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::frame::TimeSource;
+use crate::{
+    frame::{Dated, TimeSource},
+    source::offset::{Arrived, Offset, Reports, nanos, since_1970},
+};
 
 /// A PTS further ahead than this is a new epoch, not a gap.
 const JUMP_MAX: Duration = Duration::from_secs(10);
 
-/// The camera's clock counts only while it is this close to ours.
-const CLOCK_OFFSET_MAX: Duration = Duration::from_secs(2);
+/// A clock that was set by more than this is not caught up with in small steps.
+const SET_MIN: Duration = Duration::from_secs(2);
 
 /// A correction of `time` is spread so that it runs at most this part faster or slower.
 const SLEW_DIVISOR: u32 = 10;
@@ -24,6 +27,8 @@ pub struct Seen {
     pub arrived_wall: SystemTime,
     /// When the camera says that it took it, through RTCP.
     pub captured: Option<SystemTime>,
+    /// What the reports that say so have said.
+    pub reports: Option<Reports>,
 }
 
 /// What the clock says about a picture.
@@ -37,8 +42,8 @@ pub struct Stamp {
     pub pts: Duration,
     /// Time of the picture; never backward inside an epoch.
     pub time: SystemTime,
-    /// Where `time` comes from.
-    pub source: TimeSource,
+    /// Where `time` comes from, and how good it is.
+    pub dated: Dated,
 }
 
 /// Numbers and times of one stream's pictures.
@@ -46,9 +51,16 @@ pub struct Stamp {
 pub struct Clock {
     /// The start of a file in the real world. `None` for everything else.
     file_start: Option<SystemTime>,
+    /// The camera's clock counts only while it is this close to ours.
+    max_clock_offset: Duration,
+    offset: Offset,
+    /// What the monotonic clock counts from.
+    origin: Option<Instant>,
     /// The epoch of the next picture if `last` is `None`, else of the last one.
     epoch: u64,
     last: Option<Last>,
+    /// The PTS that the epoch before ended with; `None` once there is a picture in this one.
+    ended_pts: Option<Duration>,
 }
 
 /// The last picture of the running epoch.
@@ -59,14 +71,27 @@ struct Last {
     pts_given: Option<Duration>,
     arrived: Instant,
     arrived_wall: SystemTime,
-    /// Capture time less PTS, as last told by RTCP: in nanoseconds since the Unix epoch.
+    /// Capture time less PTS, as last told by RTCP, right or wrong: in nanoseconds since the Unix
+    /// epoch.
     captured_at_zero: Option<i128>,
 }
 
 impl Clock {
     /// A clock whose first picture opens `first_epoch`.
-    pub fn new(first_epoch: u64, file_start: Option<SystemTime>) -> Clock {
-        Clock { file_start, epoch: first_epoch, last: None }
+    pub fn new(
+        first_epoch: u64,
+        file_start: Option<SystemTime>,
+        max_clock_offset: Duration,
+    ) -> Clock {
+        Clock {
+            file_start,
+            max_clock_offset,
+            offset: Offset::default(),
+            origin: None,
+            epoch: first_epoch,
+            last: None,
+            ended_pts: None,
+        }
     }
 
     /// Whether this picture cannot belong to the running epoch: its PTS went back or jumped, or
@@ -75,20 +100,18 @@ impl Clock {
         let Some(last) = &self.last else {
             return false;
         };
-        let by_pts = match (seen.pts, last.pts_given) {
-            (Some(pts), Some(before)) => pts < before || before + JUMP_MAX < pts,
-            _ => false,
-        };
+        let by_pts = jumps(last.pts_given, seen.pts);
         let elapsed = seen.arrived.saturating_duration_since(last.arrived);
         let expected = last.arrived_wall + elapsed;
         let set_back = expected.duration_since(seen.arrived_wall).unwrap_or_default();
-        by_pts || (self.file_start.is_none() && CLOCK_OFFSET_MAX < set_back)
+        by_pts || (self.file_start.is_none() && SET_MIN < set_back)
     }
 
     /// Ends the running epoch; returns its number and how many pictures it had. `None` if it had
     /// none, and then its number is used for the next pictures.
     pub fn end_epoch(&mut self) -> Option<(u64, u64)> {
         let last = self.last.take()?;
+        self.ended_pts = last.pts_given;
         let ended = self.epoch;
         self.epoch += 1;
         Some((ended, last.stamp.frame + 1))
@@ -101,11 +124,22 @@ impl Clock {
 
     /// Numbers the next picture of the running epoch.
     pub fn stamp(&mut self, seen: &Seen) -> Stamp {
+        if jumps(self.ended_pts.take(), seen.pts) {
+            self.offset.forget();
+        }
         let pts = self.pts(seen);
-        let captured_at_zero = self.captured_at_zero(seen, pts);
-        let (target, source) = match (self.file_start, captured_at_zero) {
+        let captured_at_zero = match seen.captured {
+            Some(captured) => Some(since_1970(captured) - nanos(pts)),
+            // It is missing on some pictures: they are reckoned from the last that had it.
+            None => self.last.and_then(|it| it.captured_at_zero),
+        };
+        let captured = captured_at_zero.map(|it| it + nanos(pts));
+        let agrees = |captured: &i128| {
+            (captured - since_1970(seen.arrived_wall)).abs() <= nanos(self.max_clock_offset)
+        };
+        let (target, source) = match (self.file_start, captured.filter(agrees)) {
             (Some(start), _) => (start + pts, TimeSource::File),
-            (None, Some(zero)) => (from_nanos(zero + nanos(pts)), TimeSource::Rtcp),
+            (None, Some(captured)) => (from_nanos(captured), TimeSource::Rtcp),
             (None, None) => (seen.arrived_wall, TimeSource::Arrival),
         };
         let time = match &self.last {
@@ -116,11 +150,12 @@ impl Clock {
                     TimeSource::Rtcp => pts.saturating_sub(last.stamp.pts),
                     _ => seen.arrived.saturating_duration_since(last.arrived),
                 };
-                slewed(last.stamp.time, elapsed, target)
+                slewed(last.stamp.time, elapsed, target, self.max_clock_offset.max(SET_MIN))
             }
         };
+        let dated = self.dated(seen, source, captured, time);
         let frame = self.last.map_or(0, |it| it.stamp.frame + 1);
-        let stamp = Stamp { epoch: self.epoch, frame, pts, time, source };
+        let stamp = Stamp { epoch: self.epoch, frame, pts, time, dated };
         let pts_given = seen.pts.or(self.last.and_then(|it| it.pts_given));
         let (arrived, arrived_wall) = (seen.arrived, seen.arrived_wall);
         self.last = Some(Last { stamp, pts_given, arrived, arrived_wall, captured_at_zero });
@@ -138,37 +173,49 @@ impl Clock {
         }
     }
 
-    /// Meta from RTCP is missing on some pictures: they are reckoned from the last that had it.
-    fn captured_at_zero(&self, seen: &Seen, pts: Duration) -> Option<i128> {
-        let zero = match seen.captured {
-            Some(captured) => Some(since_1970(captured) - nanos(pts)),
-            None => self.last.and_then(|it| it.captured_at_zero),
-        }?;
-        let offset = zero + nanos(pts) - since_1970(seen.arrived_wall);
-        (offset.abs() <= nanos(CLOCK_OFFSET_MAX)).then_some(zero)
+    /// How good `time` is, as far as the camera's clock says.
+    fn dated(
+        &mut self,
+        seen: &Seen,
+        source: TimeSource,
+        captured: Option<i128>,
+        time: SystemTime,
+    ) -> Dated {
+        let (Some(captured), None) = (captured, self.file_start) else {
+            return Dated { source, error: None, clock_offset_ns: None };
+        };
+        let origin = *self.origin.get_or_insert(seen.arrived);
+        let mono = |at: Instant| {
+            nanos(at.saturating_duration_since(origin))
+                - nanos(origin.saturating_duration_since(at))
+        };
+        let arrived = Arrived { mono: mono(seen.arrived), wall: since_1970(seen.arrived_wall) };
+        let reports = seen.reports.as_ref().map(|it| (mono(it.asked), it));
+        let known = self.offset.see(captured, arrived, reports);
+        let error = known.taken.map(|(earliest, latest)| {
+            let time = since_1970(time);
+            Duration::from_nanos_u128((time - earliest).max(latest - time).unsigned_abs())
+        });
+        let clock_offset_ns = i64::try_from(known.offset).ok();
+        Dated { source, error, clock_offset_ns }
     }
 }
 
+/// Whether the PTS goes back, or too far ahead for a gap.
+fn jumps(before: Option<Duration>, pts: Option<Duration>) -> bool {
+    let (Some(before), Some(pts)) = (before, pts) else { return false };
+    pts < before || before + JUMP_MAX < pts
+}
+
 /// `last` plus `elapsed`, drawn towards `target` without a step: cameras and hosts correct their
-/// clocks, and what follows should see neither a jump nor time standing still. Too far ahead for
-/// that, it steps.
-fn slewed(last: SystemTime, elapsed: Duration, target: SystemTime) -> SystemTime {
+/// clocks, and what follows should see neither a jump nor time standing still. More than `step`
+/// ahead, it was set and is followed at once.
+fn slewed(last: SystemTime, elapsed: Duration, target: SystemTime, step: Duration) -> SystemTime {
     let expected = last + elapsed;
     let give = elapsed / SLEW_DIVISOR;
     let lowest = expected - give;
     let highest = expected + give;
-    if expected + CLOCK_OFFSET_MAX < target { target } else { target.clamp(lowest, highest) }
-}
-
-fn nanos(duration: Duration) -> i128 {
-    i128::try_from(duration.as_nanos()).expect("a duration of less than 10^22 years")
-}
-
-fn since_1970(time: SystemTime) -> i128 {
-    match time.duration_since(SystemTime::UNIX_EPOCH) {
-        Ok(after) => nanos(after),
-        Err(before) => -nanos(before.duration()),
-    }
+    if expected + step < target { target } else { target.clamp(lowest, highest) }
 }
 
 fn from_nanos(nanos: i128) -> SystemTime {
@@ -221,6 +268,7 @@ mod tests {
     use super::*;
 
     const MS: Duration = Duration::from_millis(1);
+    const TWO_SECONDS: Duration = Duration::from_secs(2);
 
     struct Bench {
         clock: Clock,
@@ -230,7 +278,7 @@ mod tests {
 
     fn bench() -> Bench {
         let wall = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
-        Bench { clock: Clock::new(7, None), mono: Instant::now(), wall }
+        Bench { clock: Clock::new(7, None, TWO_SECONDS), mono: Instant::now(), wall }
     }
 
     impl Bench {
@@ -240,6 +288,7 @@ mod tests {
                 arrived: self.mono + at * MS,
                 arrived_wall: self.wall + at * MS,
                 captured: captured.map(|it| self.wall + it * MS),
+                reports: None,
             }
         }
 
@@ -281,20 +330,20 @@ mod tests {
     fn capture_time_is_slewed_in_and_carried_over_pictures_without_it() {
         let mut it = bench();
         let first = it.stamp(Some(0), 1_000, None);
-        assert_eq!((first.source, it.since(first)), (TimeSource::Arrival, 1_000));
+        assert_eq!((first.dated.source, it.since(first)), (TimeSource::Arrival, 1_000));
         // The camera says that pictures are 60 ms older than they arrive: 40 ms later, the time
         // may run at 36 ms; after some more pictures it is there.
         let second = it.stamp(Some(40), 1_040, Some(980));
-        assert_eq!((second.source, it.since(second)), (TimeSource::Rtcp, 1_036));
+        assert_eq!((second.dated.source, it.since(second)), (TimeSource::Rtcp, 1_036));
         let last = (2..40).map(|i| it.stamp(Some(40 * i), 1_000 + 40 * i, None)).last().unwrap();
-        assert_eq!((last.source, it.since(last)), (TimeSource::Rtcp, 940 + 40 * 39));
+        assert_eq!((last.dated.source, it.since(last)), (TimeSource::Rtcp, 940 + 40 * 39));
     }
 
     #[test]
     fn a_camera_clock_that_is_off_by_more_than_two_seconds_does_not_count() {
         let mut it = bench();
-        assert_eq!(it.stamp(Some(0), 10_000, Some(8_000)).source, TimeSource::Rtcp);
-        assert_eq!(it.stamp(Some(40), 10_040, Some(8_039)).source, TimeSource::Arrival);
+        assert_eq!(it.stamp(Some(0), 10_000, Some(8_000)).dated.source, TimeSource::Rtcp);
+        assert_eq!(it.stamp(Some(40), 10_040, Some(8_039)).dated.source, TimeSource::Arrival);
     }
 
     #[test]
@@ -324,10 +373,10 @@ mod tests {
     #[test]
     fn a_file_with_a_start_time_counts_from_there() {
         let start = SystemTime::UNIX_EPOCH + Duration::from_secs(5);
-        let mut it = Bench { clock: Clock::new(0, Some(start)), ..bench() };
+        let mut it = Bench { clock: Clock::new(0, Some(start), TWO_SECONDS), ..bench() };
         it.stamp(Some(0), 0, None);
         let stamp = it.stamp(Some(9_000), 1, None);
-        assert_eq!((stamp.time, stamp.source), (start + 9_000 * MS, TimeSource::File));
+        assert_eq!((stamp.time, stamp.dated.source), (start + 9_000 * MS, TimeSource::File));
     }
 
     fn kept(source_fps: u32, max_fps: f64, frames: u32) -> Vec<u32> {

@@ -2,15 +2,17 @@
 //!
 //! A source is the only stage that looks at the stop token. What is configured is in [`spec`], what
 //! GStreamer does in [`gst`]; the rules are in [`supervise`] (what next), [`watch`] (what is
-//! silence), [`gate`] (who may connect), [`reach`] (who answers), [`quiet`] (what is logged) and
-//! [`clock`] (numbers and times); this file only puts them together. [`probe`] opens a stream once and
-//! says what comes, with [`facts`].
+//! silence), [`gate`] (who may connect), [`reach`] (who answers), [`quiet`] and [`agree`] (what is logged),
+//! [`clock`] (numbers and times) and [`offset`] (how good those are); this file only puts them together.
+//! [`probe`] opens a stream once and says what comes, with [`facts`].
 
+pub mod agree;
 pub mod clock;
 pub mod facts;
 pub mod fingerprint;
 pub mod gate;
 pub mod gst;
+pub mod offset;
 pub mod probe;
 pub mod quiet;
 pub mod reach;
@@ -38,8 +40,10 @@ use crate::{
     jitter,
     ledger::{InFlight, Stream},
     source::{
+        agree::Agree,
         clock::{Clock, Sampler, Seen},
         gate::{Denied, Gate, Peer, Permit},
+        offset::Reports,
         quiet::Quiet,
         supervise::{Broke, Leave, Supervisor, Tell, Then},
     },
@@ -91,6 +95,8 @@ pub struct Decoded {
     pub decoded: Instant,
     /// When the camera says that it took it, through RTCP.
     pub captured: Option<SystemTime>,
+    /// What its reports of that have said.
+    pub reports: Option<Reports>,
     /// Whether the decoder marked it as broken, or something before it was lost.
     pub corrupt: bool,
 }
@@ -174,6 +180,8 @@ pub struct Settings {
     pub looped: bool,
     /// When a file was recorded.
     pub start_time: Option<SystemTime>,
+    /// The camera's clock dates pictures only while it differs from ours by at most this.
+    pub max_clock_offset: Duration,
     /// The epoch of the first pictures.
     pub first_epoch: u64,
     /// Who may connect: the streams that share it wait for one another.
@@ -189,6 +197,7 @@ impl Settings {
             max_fps: spec.max_fps,
             looped: spec.looped,
             start_time: spec.start_time,
+            max_clock_offset: spec.max_clock_offset,
             first_epoch,
             gate: Arc::default(),
             leave: Arc::default(),
@@ -220,7 +229,7 @@ pub fn run(
     stop: &CancellationToken,
 ) -> End {
     let mut reader = Reader {
-        clock: Clock::new(settings.first_epoch, settings.start_time),
+        clock: Clock::new(settings.first_epoch, settings.start_time, settings.max_clock_offset),
         sampler: settings.max_fps.and_then(Sampler::new),
         gate: settings.gate,
         supervisor: Supervisor::new(settings.looped).leaving(settings.leave),
@@ -231,6 +240,7 @@ pub fn run(
         told: None,
         said: Vec::new(),
         quiet: Quiet::default(),
+        agree: Agree::new(settings.max_clock_offset),
     };
     reader.run(opener).unwrap_or(End::Closed)
 }
@@ -253,6 +263,8 @@ struct Reader<'a> {
     said: Vec<String>,
     /// What failures were logged when.
     quiet: Quiet,
+    /// What was logged of the camera's clock.
+    agree: Agree,
 }
 
 /// A connection that is still to be shut down.
@@ -360,15 +372,17 @@ impl Reader<'_> {
         let ms = u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(u64::MAX);
         self.stream.last_frame_ms.store(ms, Relaxed);
 
-        let Decoded { picture, pts, arrived, arrived_wall, captured, .. } = decoded;
+        let Decoded { picture, pts, arrived, arrived_wall, captured, reports, .. } = decoded;
         let side = |it: usize| u32::try_from(it).expect("a side within the configured limit");
         let size = (side(picture.width), side(picture.height));
         self.stream.set_size(size);
-        let seen = Seen { pts, arrived, arrived_wall, captured };
+        let seen = Seen { pts, arrived, arrived_wall, captured, reports };
         if self.clock.breaks(&seen) {
             self.tell(self.supervisor.up())?;
         }
         let stamp = self.clock.stamp(&seen);
+        self.stream.set_dated(Some(stamp.dated));
+        self.agree.log(&self.stream.id, stamp.dated.clock_offset_ns, decoded.decoded);
         let corrupt = decoded.corrupt.then_some(Flag::Corrupt);
         let reason = if corrupt.is_some_and(|it| !self.stream.health().labels(&[it])) {
             Some(Reason::Corrupt)
@@ -388,7 +402,7 @@ impl Reader<'_> {
             frame: stamp.frame,
             pts: stamp.pts,
             time: stamp.time,
-            time_source: stamp.source,
+            dated: stamp.dated,
             ingest_time: arrived_wall,
             size,
             timing: Timing::at(arrived, decoded.decoded),
@@ -419,6 +433,9 @@ impl Reader<'_> {
         }
         self.told = Some((state, code));
         self.stream.set_state(state);
+        if state != State::Up {
+            self.stream.set_dated(None);
+        }
         let now = SystemTime::now();
         let change = StateChange {
             stream: self.stream.clone(),

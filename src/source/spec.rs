@@ -28,6 +28,8 @@ pub struct Spec {
     pub latency: Duration,
     /// A live stream without a picture for this long (and for five picture periods) has failed.
     pub stall_after: Duration,
+    /// The camera's clock dates pictures only while it differs from ours by at most this.
+    pub max_clock_offset: Duration,
     /// At most so many pictures per second go on; `None` for all.
     pub max_fps: Option<f64>,
     /// A file or test pattern comes at its own rate instead of as fast as it can be taken.
@@ -69,6 +71,7 @@ impl Spec {
             transport: Transport::Tcp,
             latency: Duration::from_millis(200),
             stall_after: Duration::from_secs(4),
+            max_clock_offset: Duration::from_secs(2),
             max_fps: None,
             realtime: false,
             looped: false,

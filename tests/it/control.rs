@@ -56,7 +56,7 @@ fn a_stream_is_disabled_enabled_and_restarted_and_the_others_lose_no_frame() {
     let path = folder.path();
     let camera = Server::start(&Media::Pattern { size: (320, 240), fps: 10 }, 0, None);
     let streams = format!(
-        "  front: {{url: \"{0}\"}}\n  yard: {{url: \"{0}\"}}\n  clip: {{url: \"{1}\"}}\n",
+        "  front: {{url: \"{0}\"}}\n  yard: {{url: \"{0}\", when_full: block}}\n  clip: {{url: \"{1}\"}}\n",
         camera.url(),
         clip("carphone_pristine.mp4")
     );

@@ -10,7 +10,7 @@ use std::{
 };
 
 use ghostwatch::{
-    frame::{Code, Meta, Skipped, State as StreamState, StateChange, TimeSource, Timing},
+    frame::{Code, Dated, Meta, Skipped, State as StreamState, StateChange, TimeSource, Timing},
     health::{Flags, Quality},
     http::{self, Access, CONNECTIONS_MAX, Check, HEADER_TIMEOUT, Handle, Health, State, Token},
     infer::batch::CloseReason,
@@ -102,7 +102,7 @@ fn frame(stream: &Arc<Stream>) -> Meta {
         frame: 0,
         pts: Duration::ZERO,
         time: SystemTime::now(),
-        time_source: TimeSource::Arrival,
+        dated: Dated { source: TimeSource::Arrival, error: None, clock_offset_ns: None },
         ingest_time: SystemTime::now(),
         size: (640, 360),
         timing: Timing::at(now, now + Duration::from_millis(4)),
@@ -154,6 +154,11 @@ fn populate(metrics: &Metrics) -> (Arc<Stream>, Meta) {
     stream.received.fetch_add(5, Relaxed);
     stream.received_bytes.fetch_add(5000, Relaxed);
     stream.last_frame_ms.store(1_700_000_000_500, Relaxed);
+    stream.set_dated(Some(Dated {
+        source: TimeSource::Rtcp,
+        error: Some(Duration::from_millis(70)),
+        clock_offset_ns: Some(-1_500_000_000),
+    }));
     let (mut published, mut dropped) = (frame(&stream), frame(&stream));
     let labelled = published.timing.inferred + Duration::from_millis(1);
     published.stream.published();
@@ -211,6 +216,10 @@ fn the_metrics_read_what_the_stages_have_counted() {
         ("stream_state{state=\"up\",stream=\"front\"}", 1.0),
         ("stream_state{state=\"down\",stream=\"front\"}", 0.0),
         ("stream_last_frame_timestamp_seconds{stream=\"front\"}", 1_700_000_000.5),
+        ("stream_clock_offset_seconds{stream=\"front\"}", -1.5),
+        ("stream_time_error_seconds{stream=\"front\"}", 0.07),
+        ("stream_time_source{source=\"rtcp\",stream=\"front\"}", 1.0),
+        ("stream_time_source{source=\"arrival\",stream=\"front\"}", 0.0),
         ("stream_connects_total{result=\"ok\",stream=\"front\"}", 2.0),
         // Refused came when it was no longer up.
         ("stream_disconnects_total{reason=\"stall\",stream=\"front\"}", 1.0),

@@ -7,7 +7,7 @@ use std::{
 
 use ghostwatch::{
     event::{Context, Event},
-    frame::{Meta, Skipped, TimeSource, Timing},
+    frame::{Dated, Meta, Skipped, TimeSource, Timing},
     health::{Flag, Quality, measure::measure},
     infer::Model,
     ledger::{InFlight, Stream},
@@ -27,7 +27,7 @@ fn one_frame_from_picture_to_event() {
         frame: 7,
         pts: Duration::from_millis(280),
         time: SystemTime::UNIX_EPOCH,
-        time_source: TimeSource::Arrival,
+        dated: Dated { source: TimeSource::Arrival, error: None, clock_offset_ns: None },
         ingest_time: SystemTime::UNIX_EPOCH,
         size: (SIDE as u32, SIDE as u32),
         timing: Timing::at(now, now),

@@ -90,7 +90,7 @@ fn a_camera_is_labelled_soon_after_it_answers_again_and_the_others_lose_nothing(
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(&pattern(5), 0, None);
     let proxies: Vec<_> = (0..cameras).map(|_| Proxy::start(server.port())).collect();
-    let mut streams = format!("  other: {{url: \"{}\"}}\n", server.url());
+    let mut streams = format!("  other: {{url: \"{}\", when_full: block}}\n", server.url());
     for (i, proxy) in proxies.iter().enumerate() {
         writeln!(streams, "  c{i}: {{url: \"{}\"}}", proxy.url()).unwrap();
     }

@@ -79,10 +79,10 @@ fn at_four_times_what_can_be_carried_labels_are_fresh_shares_equal_and_memory_bo
     let mut latencies: Vec<_> =
         latencies.iter().map(|it| it["data"]["latency_us"]["total"].as_u64().unwrap()).collect();
     latencies.sort_unstable();
-    let latest_ms = *latencies.last().unwrap() as f64 / 1e3;
+    let latest_ms = latencies[latencies.len() * 99 / 100] as f64 / 1e3;
     println!(
         "{STREAMS} streams want {wanted} labels/s, {carried:.0} are carried: {least} to {most} each \
-         in {seconds:.0} s, the latest after {latest_ms:.0} ms, memory x {grown:.3}"
+         in {seconds:.0} s, 99 % within {latest_ms:.0} ms, memory x {grown:.3}"
     );
     check_flags(&events);
     assert!(4.0 * carried <= wanted, "no overload: {carried:.0} of {wanted} labels/s");

@@ -211,6 +211,7 @@ fn whoever_adds_a_source_hears_of_it_before_it_starts() {
             max_fps: None,
             looped: false,
             start_time: None,
+            max_clock_offset: Duration::from_secs(2),
             first_epoch: 0,
             gate: Default::default(),
             leave: Default::default(),

@@ -45,7 +45,7 @@ fn streams_that_did_not_change_lose_no_frame_over_many_reloads() {
         let other =
             if i.is_multiple_of(3) { "  third: {url: \"test:\", realtime: true}\n" } else { "" };
         let streams = format!(
-            "  front: {{url: \"{}\"}}\n  changed: {{url: \"test:?size={width}x48\", realtime: \
+            "  front: {{url: \"{}\", when_full: block}}\n  changed: {{url: \"test:?size={width}x48\", realtime: \
              true, max_fps: 5}}\n{other}",
             camera.url()
         );
@@ -82,8 +82,8 @@ fn a_password_that_is_put_right_is_tried_at_once_and_the_other_streams_do_not_no
     let file = folder.path().join("password");
     fs::write(&file, "wrong\n").unwrap();
     let streams = format!(
-        "  guarded: {{url: \"{}\", username: viewer, password_file: password}}\n  open: {{url: \
-         \"{}\"}}\n",
+        "  guarded: {{url: \"{}\", username: viewer, password_file: password, \
+         when_full: block}}\n  open: {{url: \"{}\", when_full: block}}\n",
         camera.url(),
         other.url()
     );

@@ -34,7 +34,7 @@ fn pattern() -> Media {
 fn rtsp_gives_pictures_with_their_arrival_and_the_servers_clock() {
     let server = Server::start(&pattern(), 0, None);
     let spec = spec(server.url());
-    let rtcp = |it: &Out| matches!(it, Out::Frame(it) if it.meta.time_source == TimeSource::Rtcp);
+    let rtcp = |it: &Out| matches!(it, Out::Frame(it) if it.meta.dated.source == TimeSource::Rtcp);
     let ran = run_until(&spec, |out| 30 <= frames_of(out) && out.last().is_some_and(rtcp));
     assert_eq!((ran.end, ran.states()[1]), (End::Stopped, (State::Up, None)));
     for meta in ran.metas() {
@@ -214,6 +214,7 @@ fn picture(pts: u64, corrupt: bool) -> Next {
         arrived_wall: SystemTime::now(),
         decoded: now,
         captured: None,
+        reports: None,
         corrupt,
     })
 }
@@ -248,6 +249,7 @@ fn plain() -> Settings {
         max_fps: None,
         looped: false,
         start_time: None,
+        max_clock_offset: Duration::from_secs(2),
         first_epoch: 3,
         gate: Arc::default(),
         leave: Arc::default(),

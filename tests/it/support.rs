@@ -111,6 +111,7 @@ impl Source for Grey {
             arrived_wall: SystemTime::now(),
             decoded: now,
             captured: None,
+            reports: None,
             corrupt: false,
         }))
     }
@@ -265,6 +266,7 @@ pub(crate) fn add(p: &mut Pipeline, id: &str, source: Grey, when_full: WhenFull)
         max_fps: None,
         looped: false,
         start_time: None,
+        max_clock_offset: Duration::from_secs(2),
         first_epoch: 0,
         gate: Default::default(),
         leave: Default::default(),

@@ -2,8 +2,9 @@
 //!
 //! This folder is the only place that says `gstreamer`. [`pipeline`] puts the elements together,
 //! [`caps`] reads pictures in place, [`damage`] knows which are broken, [`decoders`] chooses who decodes
-//! them, [`tls`] whom to trust, [`errors`] says in our words what went wrong, [`said`] keeps what
-//! GStreamer said before, [`redact`] what of it nobody may read. [`inventory`] is for `doctor`.
+//! them, [`tls`] whom to trust, [`rtcp`] reads what cameras say of their clocks, [`errors`] says in our
+//! words what went wrong, [`said`] keeps what GStreamer said before, [`redact`] what of it nobody may
+//! read. [`inventory`] is for `doctor`.
 
 pub mod caps;
 pub mod damage;
@@ -12,6 +13,7 @@ pub mod errors;
 pub mod inventory;
 pub mod pipeline;
 pub mod redact;
+pub mod rtcp;
 pub mod said;
 pub mod tls;
 
@@ -40,6 +42,7 @@ use crate::{
         facts::Facts,
         gate::{Gate, Peer},
         gst::{damage::Damage, redact::Redactor, said::Said},
+        offset::Reports,
         url::SourceUrl,
         watch::{Network, Watch},
     },
@@ -234,6 +237,7 @@ pub struct Shared {
 struct State {
     arrivals: VecDeque<(gst::ClockTime, Arrival)>,
     network: Network,
+    reports: rtcp::Reading,
     failure: Option<SourceError>,
 }
 
@@ -243,6 +247,7 @@ pub struct Arrival {
     mono: Instant,
     wall: SystemTime,
     captured: Option<SystemTime>,
+    reports: Option<Reports>,
 }
 
 impl Shared {
@@ -274,6 +279,7 @@ impl Shared {
 
     /// The server has described its streams.
     pub fn describe(&self) {
+        self.state().reports.asked(Instant::now());
         self.described.store(true, Relaxed);
     }
 
@@ -330,7 +336,13 @@ impl Shared {
         if state.arrivals.len() == ARRIVALS_MAX {
             state.arrivals.pop_front();
         }
-        state.arrivals.push_back((pts, Arrival { mono, wall, captured }));
+        let reports = state.reports.get();
+        state.arrivals.push_back((pts, Arrival { mono, wall, captured, reports }));
+    }
+
+    /// Remembers what a packet of RTCP says of the camera's clock.
+    pub fn report(&self, packet: &[u8]) {
+        self.state().reports.read(packet);
     }
 
     /// When the picture with this PTS came. Pictures leave the decoder in another order.
@@ -392,8 +404,9 @@ impl GstSource {
         let frame = caps::frame(sample, self.spec.limits)
             .map_err(|detail| self.error(Code::Codec, &detail))?;
         let arrival = self.shared.arrival(frame.buffer_pts);
-        let arrival =
-            arrival.unwrap_or(Arrival { mono: decoded, wall: SystemTime::now(), captured: None });
+        let wall = SystemTime::now;
+        let unknown = || Arrival { mono: decoded, wall: wall(), captured: None, reports: None };
+        let arrival = arrival.unwrap_or_else(unknown);
         let corrupt = frame.corrupt | self.shared.damage().take(frame.buffer_pts);
         // A camera whose pictures stay broken is opened again, which gives a keyframe.
         if !corrupt || !self.spec.url.is_live() {
@@ -406,6 +419,7 @@ impl GstSource {
             arrived_wall: arrival.wall,
             decoded,
             captured: arrival.captured,
+            reports: arrival.reports,
             corrupt,
         })
     }

@@ -14,7 +14,7 @@ use std::{
         Arc,
         atomic::{AtomicU32, Ordering::Relaxed},
     },
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use gstreamer::{self as gst, prelude::*};
@@ -28,13 +28,10 @@ use crate::{
     source::{
         SourceError, Spec,
         facts::Carried,
-        gst::{Shared, caps, damage, decoders, tls},
+        gst::{Shared, caps, damage, decoders, rtcp, tls},
         url::{Pattern, Remote, SourceUrl, Transport},
     },
 };
-
-/// Seconds from 1900, where NTP counts from, to 1970.
-const NTP_TO_UNIX: u64 = 2_208_988_800;
 
 /// Packets of a live stream that may wait for the decoder, by their time and size.
 const BACKLOG_MAX: Duration = Duration::from_secs(1);
@@ -265,6 +262,7 @@ fn rtsp(pipeline: &gst::Pipeline, remote: &Remote, tail: Tail) -> Result<(), Sou
         tls::pin(&source, fingerprint, &tail.shared);
     }
     bound(&source, tail.shared.clone());
+    rtcp::listen(&source, &tail.shared);
     let shared = tail.shared.clone();
     source.connect("select-stream", false, move |values| {
         shared.describe();
@@ -403,7 +401,7 @@ fn watch_arrival(pad: &gst::Pad, shared: &Arc<Shared>) {
     let shared = shared.clone();
     pad.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
         if let Some(buffer) = info.buffer() {
-            shared.arrived(buffer.pts(), captured(buffer));
+            shared.arrived(buffer.pts(), rtcp::captured(buffer));
         }
         gst::PadProbeReturn::Ok
     });
@@ -447,16 +445,6 @@ fn see_caps(caps: &gst::Caps, limits: (u32, u32), shared: &Shared) {
     if let Err(detail) = caps::check_size(width, height, limits) {
         shared.fail(Code::Codec, detail);
     }
-}
-
-/// When the camera took the picture, if its RTCP reports have said how its clock runs.
-fn captured(buffer: &gst::BufferRef) -> Option<SystemTime> {
-    let meta = buffer
-        .iter_meta::<gst::ReferenceTimestampMeta>()
-        .find(|it| it.reference().structure(0).is_some_and(|it| it.name() == "timestamp/x-ntp"))?;
-    let since_1900 = Duration::from(meta.timestamp());
-    let since_1970 = since_1900.checked_sub(Duration::from_secs(NTP_TO_UNIX))?;
-    SystemTime::UNIX_EPOCH.checked_add(since_1970)
 }
 
 fn credentials(source: &gst::Element, spec: &Spec) {
