@@ -204,11 +204,12 @@ fn timestamps_that_jump_are_no_failure() {
 }
 
 #[test]
-fn new_numbers_no_marks_and_equal_timestamps_are_no_failure() {
+fn a_new_source_new_numbers_no_marks_and_equal_timestamps_are_no_failure() {
     for (name, fault) in [
         ("sequence", (|it| it.sequence = Some(30_000)) as fn(&mut Knobs)),
         ("marks", |it| it.marks = false),
         ("equal", |it| it.equal = 10),
+        ("source", |it| it.source = 77),
     ] {
         assert_eq!(goes_on(name, fault), 0, "{name}");
     }

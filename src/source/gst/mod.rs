@@ -2,9 +2,9 @@
 //!
 //! This folder is the only place that says `gstreamer`. [`pipeline`] puts the elements together,
 //! [`caps`] reads pictures in place, [`damage`] knows which are broken, [`decoders`] chooses who decodes
-//! them, [`tls`] whom to trust, [`rtcp`] reads what cameras say of their clocks, [`errors`] says in our
-//! words what went wrong, [`said`] keeps what GStreamer said before, [`redact`] what of it nobody may
-//! read. [`inventory`] is for `doctor`.
+//! them, [`tls`] whom to trust, [`rtcp`] reads what cameras say of their clocks, [`ssrc`] makes one
+//! source of several, [`errors`] says in our words what went wrong, [`said`] keeps what GStreamer said
+//! before, [`redact`] what of it nobody may read. [`inventory`] is for `doctor`.
 
 pub mod caps;
 pub mod damage;
@@ -15,6 +15,7 @@ pub mod pipeline;
 pub mod redact;
 pub mod rtcp;
 pub mod said;
+pub mod ssrc;
 pub mod tls;
 
 use std::{

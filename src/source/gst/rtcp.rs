@@ -11,7 +11,7 @@ use std::{
 use gstreamer::{self as gst, prelude::*};
 
 use crate::source::{
-    gst::Shared,
+    gst::{Shared, ssrc::Sources},
     offset::{DRIFT_DIVISOR, Reports},
 };
 
@@ -28,29 +28,30 @@ const SET_MIN: Duration = Duration::from_millis(250);
 
 const SENDER_REPORT: u8 = 200;
 
-/// Reads the RTCP packets that come to an `rtspsrc`.
+/// Reads the RTCP packets that come to an `rtspsrc`, and looks after its sources.
 pub fn listen(source: &gst::Element, shared: &Arc<Shared>) {
     let shared = shared.clone();
     source.connect("new-manager", false, move |values| {
         let manager = values.get(1).and_then(|it| it.get::<gst::Element>().ok())?;
-        let shared = shared.clone();
-        manager.connect_pad_added(move |_, pad| {
-            if pad.name().starts_with("recv_rtcp_sink") {
-                read(pad, &shared);
-            }
+        let (shared, sources) = (shared.clone(), Sources::default());
+        manager.connect_pad_added(move |_, pad| match pad.name() {
+            name if name.starts_with("recv_rtp_sink") => sources.watch(pad),
+            name if name.starts_with("recv_rtcp_sink") => read(pad, &shared, &sources),
+            _ => {}
         });
         None
     });
 }
 
-fn read(pad: &gst::Pad, shared: &Arc<Shared>) {
-    let shared = shared.clone();
-    pad.add_probe(gst::PadProbeType::BUFFER | gst::PadProbeType::BUFFER_LIST, move |_, info| {
-        let report = |it: &gst::BufferRef| it.map_readable().map(|it| shared.report(&it)).ok();
-        info.buffer().and_then(|it| report(it));
-        info.buffer_list().iter().flat_map(|it| it.iter()).for_each(|it| {
-            report(it);
-        });
+fn read(pad: &gst::Pad, shared: &Arc<Shared>, sources: &Sources) {
+    let (shared, sources) = (shared.clone(), sources.clone());
+    pad.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
+        if let Some(buffer) = info.buffer_mut() {
+            if let Ok(packet) = buffer.map_readable() {
+                shared.report(&packet);
+            }
+            sources.report(buffer);
+        }
         gst::PadProbeReturn::Ok
     });
 }
