@@ -1,6 +1,19 @@
-//! How much of the past a journal keeps.
+//! How much of the past a journal keeps, and how old an event is when the host's clock was set.
+//!
+//! Events carry the wall clock's time of their appending. When that clock is set while the journal is
+//! open, the step is noted with the first sequence number after it, so that events on either side have
+//! the age that they would have without it: a clock that runs an hour ahead for a minute deletes
+//! nothing, and neither does one that is set from 1970 to the present.
 
 use std::time::Duration;
+
+use rusqlite::{Connection, OptionalExtension, params};
+
+/// A difference between the clocks that is smaller is no step.
+const STEP_MIN_US: i64 = 1_000_000;
+
+/// More steps than this are put together.
+const STEPS_MAX: usize = 64;
 
 /// How much the journal keeps. The oldest events go first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -11,4 +24,132 @@ pub struct Retain {
     pub age: Option<Duration>,
     /// This many bytes of the file system stay free for others.
     pub keep_free: u64,
+}
+
+/// The steps of the wall clock since the oldest event, in their order.
+#[derive(Debug, Default)]
+pub(super) struct Steps {
+    /// Each with the first sequence number after it, and by how many microseconds the clock was set.
+    steps: Vec<(u64, i64)>,
+    /// The wall clock less the monotonic one, in microseconds, as it was last looked at.
+    before: Option<i64>,
+    /// Whether the journal has them all.
+    pub(super) is_noted: bool,
+}
+
+impl Steps {
+    /// What was noted when the journal was last written.
+    pub(super) fn noted(connection: &Connection) -> rusqlite::Result<Steps> {
+        let sql = "SELECT value FROM meta WHERE key = 'steps'";
+        let text = connection.query_row(sql, [], |row| row.get::<_, String>(0)).optional()?;
+        let step = |it: &str| {
+            let (seq, step) = it.split_once(':')?;
+            Some((seq.parse().ok()?, step.parse().ok()?))
+        };
+        let steps = text.iter().flat_map(|it| it.split(' ')).filter_map(step).collect();
+        Ok(Steps { steps, before: None, is_noted: true })
+    }
+
+    /// Notes them for the next time.
+    pub(super) fn note(&self, connection: &Connection) -> rusqlite::Result<()> {
+        if self.is_noted {
+            return Ok(());
+        }
+        let steps: Vec<_> = self.steps.iter().map(|(seq, by)| format!("{seq}:{by}")).collect();
+        let sql = "INSERT OR REPLACE INTO meta VALUES ('steps', ?1)";
+        connection.prepare_cached(sql)?.execute(params![steps.join(" ")])?;
+        Ok(())
+    }
+
+    /// Compares the clocks, both in microseconds; the next event will get the number `next`.
+    pub(super) fn look(&mut self, wall: i64, mono: i64, (oldest, next): (u64, u64)) {
+        let now = wall.saturating_sub(mono);
+        let step = now.saturating_sub(*self.before.get_or_insert(now));
+        if step.unsigned_abs() < STEP_MIN_US.unsigned_abs() {
+            return;
+        }
+        self.before = Some(now);
+        self.is_noted = false;
+        self.steps.retain(|it| oldest < it.0);
+        // Before the first event there is nothing that could be too old.
+        if oldest < next {
+            match self.steps.last_mut().filter(|it| it.0 == next) {
+                Some(last) => last.1 = last.1.saturating_add(step),
+                None => self.steps.push((next, step)),
+            }
+        }
+        if STEPS_MAX < self.steps.len() {
+            // Events between the two count as younger than they are, never as older.
+            let (_, first) = self.steps.remove(0);
+            self.steps[0].1 = self.steps[0].1.max(first.saturating_add(self.steps[0].1));
+        }
+    }
+
+    /// By how much the clock was set since `oldest` was appended, in microseconds, and up to which
+    /// number that holds.
+    pub(super) fn since(&self, oldest: u64) -> (i64, u64) {
+        let later = || self.steps.iter().filter(|it| oldest < it.0);
+        let by = later().fold(0_i64, |sum, it| sum.saturating_add(it.1));
+        (by, later().next().map_or(u64::MAX, |it| it.0))
+    }
+}
+
+/// The first event in `oldest..end` that was appended at or after the cut-off, or `end`.
+pub(super) fn first_younger(
+    connection: &Connection,
+    oldest: u64,
+    end: u64,
+    cutoff: i64,
+) -> rusqlite::Result<u64> {
+    let mut statement = connection.prepare_cached(
+        "SELECT min(seq) FROM event WHERE ?1 <= seq AND seq < ?2 AND ?3 <= appended_us",
+    )?;
+    let found: Option<i64> =
+        statement.query_row(params![oldest as i64, end as i64, cutoff], |row| row.get(0))?;
+    Ok(found.map_or(end, |it| it as u64))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: i64 = 3_600_000_000;
+
+    #[test]
+    fn steps_are_summed_from_an_event_on() {
+        let mut it = Steps::default();
+        it.look(5 * HOUR, 0, (1, 10));
+        it.look(5 * HOUR + 999_999, 0, (1, 10));
+        assert_eq!(it.since(1), (0, u64::MAX), "less than a second");
+        it.look(6 * HOUR + 10, 10, (1, 10));
+        assert_eq!(it.since(9), (HOUR, 10));
+        it.look(6 * HOUR + 20, 20, (1, 15));
+        it.look(5 * HOUR + 30, 30, (1, 20));
+        assert_eq!([it.since(1), it.since(9)], [(0, 10), (0, 10)]);
+        assert_eq!([it.since(10), it.since(19)], [(-HOUR, 20), (-HOUR, 20)]);
+        assert_eq!(it.since(20), (0, u64::MAX));
+        // Two steps without an event in between are one.
+        it.look(6 * HOUR + 40, 40, (12, 20));
+        assert_eq!(it.since(12), (0, 20));
+    }
+
+    #[test]
+    fn a_clock_that_is_set_without_end_makes_no_event_older() {
+        let mut it = Steps::default();
+        let mut real = vec![0; 201];
+        let mut wall = 0;
+        it.look(wall, 0, (1, 1));
+        for seq in 1..=200_u64 {
+            let step = if seq % 3 == 0 { -2 * HOUR } else { HOUR };
+            wall += step;
+            it.look(wall, 0, (1, seq));
+            (1..seq).for_each(|before| real[before as usize] += step);
+        }
+        assert!(it.steps.len() <= STEPS_MAX);
+        for seq in 1..=200 {
+            let (by, until) = it.since(seq);
+            assert!(real[seq as usize] <= by, "{seq}");
+            assert!(until == u64::MAX || seq < until);
+        }
+    }
 }

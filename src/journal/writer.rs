@@ -25,7 +25,7 @@ use crate::{
         loss::Loss,
         open::{self, PAGE_BYTES},
         pragma,
-        retain::Retain,
+        retain::{Retain, Steps, first_younger},
     },
 };
 
@@ -83,6 +83,10 @@ pub struct Writer {
     /// The next append tells of what is gone.
     telling: bool,
     retain: Retain,
+    /// How often the wall clock was set since the oldest event.
+    steps: Steps,
+    /// What the monotonic clock counts from.
+    opened: Instant,
     stats: Stats,
     /// The last epoch of each stream.
     epochs: HashMap<String, u64>,
@@ -98,6 +102,8 @@ pub struct Writer {
     old: bool,
     /// Bytes that the file system of a path has free. A field so that tests can fill the disk.
     free_space: fn(&Path) -> io::Result<u64>,
+    /// The wall clock. A field so that tests can set it.
+    wall: fn() -> i64,
     /// A checkpoint failed in a way that forbids to go on.
     failed: Option<String>,
 }
@@ -112,7 +118,10 @@ impl Writer {
         let of = |it: rusqlite::Error| JournalError::of(path, &it);
         let (oldest, next) = bounds(&opened.connection).map_err(of)?;
         let size_bytes = used_bytes(&opened.connection).map_err(of)?;
+        let steps = Steps::noted(&opened.connection).map_err(of)?;
         let writer = Writer {
+            steps,
+            opened: Instant::now(),
             connection: opened.connection,
             owner,
             path: path.to_owned(),
@@ -128,6 +137,7 @@ impl Writer {
             low: false,
             old: false,
             free_space,
+            wall: micros_now,
             failed: None,
         };
         writer.ring();
@@ -252,7 +262,8 @@ impl Writer {
         let appended = self.connection.prepare_cached(sql);
         let appended =
             appended.and_then(|mut it| it.query_row([seq as i64], |row| row.get::<_, i64>(0)));
-        let limit = micros_now().saturating_sub_unsigned(micros(age / 5 * 4));
+        let (set, _) = self.steps.since(seq);
+        let limit = (self.wall)().saturating_sub(set).saturating_sub_unsigned(micros(age / 5 * 4));
         appended.is_ok_and(|it| it < limit)
     }
 
@@ -283,15 +294,18 @@ impl Writer {
         let over = self.over();
         let by_age =
             over && !self.low && self.retain.bytes.is_none_or(|it| self.stats.size_bytes <= it);
-        let (mut oldest, next, now) = (self.stats.oldest, self.stats.next, micros_now());
-        let cutoff = now.saturating_sub_unsigned(self.retain.age.map_or(u64::MAX, micros));
+        let (mut oldest, next, now) = (self.stats.oldest, self.stats.next, (self.wall)());
+        let (set, until) = self.steps.since(oldest);
+        let age = self.retain.age.map_or(u64::MAX, micros);
+        let cutoff = now.saturating_sub(set).saturating_sub_unsigned(age);
         let transaction =
             self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         if over {
             let mut end = next.min(oldest + chunk.clamp(64, 512));
             if by_age {
-                end = first_younger(&transaction, oldest, end, cutoff)?;
-                self.old = end == oldest + chunk.clamp(64, 512);
+                let last = until.min(oldest + chunk.clamp(64, 512));
+                end = first_younger(&transaction, oldest, end.min(until), cutoff)?;
+                self.old = end == last;
             }
             if oldest < end {
                 expire(&transaction, end, next)?;
@@ -321,12 +335,14 @@ impl Writer {
         drop(insert);
         let cursors: Vec<u64> = self.cursors.iter().map(|it| it.cursor.get()).collect();
         save(&transaction, &epochs, self.cursors.iter().zip(&cursors))?;
+        self.steps.note(&transaction)?;
         let tells = self.telling && !events.is_empty();
         if tells {
             Loss::forget(&transaction)?;
         }
         let size = used_bytes(&transaction)?;
         transaction.commit()?;
+        self.steps.is_noted = true;
         self.telling &= !tells;
         self.epochs.extend(epochs);
         for (it, saved) in self.cursors.iter_mut().zip(cursors) {
@@ -335,9 +351,9 @@ impl Writer {
         Ok((oldest, size))
     }
 
-    /// Whether a sink has come further than the journal knows.
+    /// Whether a sink has come further, or the clock was set, and the journal does not know.
     fn moved(&self) -> bool {
-        self.cursors.iter().any(|it| it.cursor.get() != it.saved)
+        !self.steps.is_noted || self.cursors.iter().any(|it| it.cursor.get() != it.saved)
     }
 
     /// Looks at age and free space, if it is time to.
@@ -346,6 +362,8 @@ impl Writer {
         if let Some(detail) = self.failed.clone() {
             return Err(JournalError::Fatal { path, detail });
         }
+        let mono = i64::try_from(self.opened.elapsed().as_micros()).unwrap_or(i64::MAX);
+        self.steps.look((self.wall)(), mono, (self.stats.oldest, self.stats.next));
         if self.looked.is_none_or(|it| LOOK_EVERY <= it.elapsed()) {
             self.looked = Some(Instant::now());
             self.old = self.retain.age.is_some();
@@ -429,21 +447,6 @@ fn save<'a>(
         set.execute(params![it.cursor.sink(), *seq as i64])?;
     }
     Ok(())
-}
-
-/// The first event in `oldest..end` that was appended at or after the cut-off, or `end`.
-fn first_younger(
-    transaction: &Transaction<'_>,
-    oldest: u64,
-    end: u64,
-    cutoff: i64,
-) -> rusqlite::Result<u64> {
-    let mut statement = transaction.prepare_cached(
-        "SELECT min(seq) FROM event WHERE ?1 <= seq AND seq < ?2 AND ?3 <= appended_us",
-    )?;
-    let found: Option<i64> =
-        statement.query_row(params![oldest as i64, end as i64, cutoff], |row| row.get(0))?;
-    Ok(found.map_or(end, |it| it as u64))
 }
 
 /// Removes all events before `end`, and notes that `next` comes next in case none is left.
