@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     secret::Secret,
-    source::{pause, supervise::AUTH_PAUSE},
+    source::{pause::pause, supervise::AUTH_PAUSE},
 };
 
 /// Connections to one host that may begin at once.

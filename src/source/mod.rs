@@ -13,6 +13,7 @@ pub mod fingerprint;
 pub mod gate;
 pub mod gst;
 pub mod offset;
+pub mod pause;
 pub mod probe;
 pub mod quiet;
 pub mod reach;
@@ -23,10 +24,7 @@ pub mod watch;
 
 use std::{
     mem,
-    pin::pin,
     sync::{Arc, OnceLock, atomic::Ordering::Relaxed},
-    task::{Context, Wake, Waker},
-    thread::{self, Thread},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -44,6 +42,7 @@ use crate::{
         clock::{Clock, Sampler, Seen},
         gate::{Denied, Gate, Peer, Permit},
         offset::Reports,
+        pause::wait,
         quiet::Quiet,
         supervise::{Broke, Leave, Supervisor, Tell, Then},
     },
@@ -476,34 +475,5 @@ impl From<Denied> for Broke {
             Denied::Stopped => Broke::Stopped,
             Denied::Refused(left) => Broke::Refused(left),
         }
-    }
-}
-
-/// Sleeps for `duration`, or until the token fires. Needs no runtime.
-pub fn wait(stop: &CancellationToken, duration: Duration) {
-    let deadline = Instant::now() + duration;
-    while !stop.is_cancelled() {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return;
-        }
-        pause(stop, left);
-    }
-}
-
-/// Sleeps for `duration`, or until the token fires, or the thread is unparked.
-fn pause(stop: &CancellationToken, duration: Duration) {
-    let waker = Waker::from(Arc::new(Unpark(thread::current())));
-    let mut cancelled = pin!(stop.cancelled());
-    if cancelled.as_mut().poll(&mut Context::from_waker(&waker)).is_pending() {
-        thread::park_timeout(duration);
-    }
-}
-
-struct Unpark(Thread);
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
     }
 }

@@ -362,11 +362,11 @@ fn a_stop_ends_a_wait_at_once() {
     let other = stop.clone();
     let started = Instant::now();
     let thread = std::thread::Builder::new().spawn(move || other.cancel()).unwrap();
-    ghostwatch::source::wait(&stop, Duration::from_secs(300));
+    ghostwatch::source::pause::wait(&stop, Duration::from_secs(300));
     thread.join().unwrap();
     assert!(started.elapsed() < Duration::from_secs(5));
     let started = Instant::now();
-    ghostwatch::source::wait(&CancellationToken::new(), Duration::from_millis(20));
+    ghostwatch::source::pause::wait(&CancellationToken::new(), Duration::from_millis(20));
     assert!(Duration::from_millis(20) <= started.elapsed());
 }
 

@@ -14,7 +14,7 @@ use std::{
 
 use gstreamer::{self as gst, DebugLevel, prelude::*};
 
-use crate::source::gst::Shared;
+use crate::source::gst::shared::Shared;
 
 /// Encoded pictures that are remembered until they leave the decoder. More than any codec reorders.
 const SENT_MAX: usize = 128;

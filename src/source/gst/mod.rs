@@ -4,7 +4,8 @@
 //! [`caps`] reads pictures in place, [`damage`] knows which are broken, [`decoders`] chooses who decodes
 //! them, [`tls`] whom to trust, [`rtcp`] reads what cameras say of their clocks, [`ssrc`] makes one
 //! source of several, [`errors`] says in our words what went wrong, [`said`] keeps what GStreamer said
-//! before, [`redact`] what of it nobody may read. [`inventory`] is for `doctor`.
+//! before, [`redact`] what of it nobody may read, [`shared`] what the threads of a connection share.
+//! [`inventory`] is for `doctor`.
 
 pub mod caps;
 pub mod damage;
@@ -15,13 +16,13 @@ pub mod pipeline;
 pub mod redact;
 pub mod rtcp;
 pub mod said;
+pub mod shared;
 pub mod ssrc;
 pub mod tls;
 
 use std::{
-    collections::VecDeque,
     sync::{
-        Arc, Mutex, MutexGuard, Once, PoisonError,
+        Arc, Mutex, Once, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
         mpsc,
     },
@@ -42,10 +43,13 @@ use crate::{
         Decoded, Next, Opener, Source, SourceError, Spec,
         facts::Facts,
         gate::{Gate, Peer},
-        gst::{damage::Damage, redact::Redactor, said::Said},
-        offset::Reports,
+        gst::{
+            redact::Redactor,
+            said::Said,
+            shared::{Arrival, Shared},
+        },
         url::SourceUrl,
-        watch::{Network, Watch},
+        watch::Watch,
     },
 };
 
@@ -57,9 +61,6 @@ const ANSWER_MAX: Duration = Duration::from_secs(5);
 
 /// Longest wait for a pipeline to shut down; after that it is left to its thread.
 const TEARDOWN_MAX: Duration = Duration::from_secs(2);
-
-/// Encoded pictures whose arrival is remembered. More than any codec reorders.
-const ARRIVALS_MAX: usize = 128;
 
 static CLOSING: AtomicU64 = AtomicU64::new(0);
 
@@ -217,140 +218,6 @@ impl Opener for GstOpener {
 impl Drop for GstOpener {
     fn drop(&mut self) {
         self.said.close();
-    }
-}
-
-/// What GStreamer's threads and the reader share.
-#[derive(Debug)]
-pub struct Shared {
-    stream: Arc<Stream>,
-    state: Mutex<State>,
-    facts: Arc<Mutex<Facts>>,
-    /// Whether a video stream has been linked; the first one wins.
-    linked: AtomicBool,
-    /// Whether the server has described its streams: it has taken the password then.
-    described: AtomicBool,
-    damage: Mutex<Damage>,
-    said: Arc<Said>,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    arrivals: VecDeque<(gst::ClockTime, Arrival)>,
-    network: Network,
-    reports: rtcp::Reading,
-    failure: Option<SourceError>,
-}
-
-/// When an encoded picture came.
-#[derive(Clone, Copy, Debug)]
-pub struct Arrival {
-    mono: Instant,
-    wall: SystemTime,
-    captured: Option<SystemTime>,
-    reports: Option<Reports>,
-}
-
-impl Shared {
-    /// An empty pipeline, which has the stream's name, and what GStreamer says about it is kept.
-    pub fn pipeline(&self) -> gst::Pipeline {
-        let pipeline = gst::Pipeline::with_name(&self.stream.id);
-        self.said.about(&pipeline);
-        pipeline
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// What the connection has shown.
-    pub fn facts(&self) -> MutexGuard<'_, Facts> {
-        self.facts.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Which pictures are broken. Held for one of them, never longer.
-    pub fn damage(&self) -> MutexGuard<'_, Damage> {
-        self.damage.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Takes the right to link the video stream. `false` iff one is linked already.
-    pub fn link(&self) -> bool {
-        !self.linked.swap(true, Relaxed)
-    }
-
-    /// The server has described its streams.
-    pub fn describe(&self) {
-        self.state().reports.asked(Instant::now());
-        self.described.store(true, Relaxed);
-    }
-
-    /// Whether the server has described its streams.
-    pub fn is_described(&self) -> bool {
-        self.described.load(Relaxed)
-    }
-
-    /// Whether a video stream has been linked.
-    pub fn is_linked(&self) -> bool {
-        self.linked.load(Relaxed)
-    }
-
-    /// Fails the connection, unless it has failed already.
-    pub fn fail(&self, code: Code, detail: String) {
-        self.state().failure.get_or_insert(SourceError { code, detail });
-    }
-
-    /// Whether the connection has failed.
-    pub fn failed(&self) -> bool {
-        self.state().failure.is_some()
-    }
-
-    /// Remembers what comes in before the decoder.
-    pub fn set_codec(&self, codec: String) {
-        self.stream.set_codec(codec);
-    }
-
-    /// Counts an encoded picture. `keyframe`: it needs no other.
-    pub fn picture(&self, bytes: usize, pts: Option<Duration>, keyframe: bool) {
-        self.stream.received.fetch_add(1, Relaxed);
-        self.stream.received_bytes.fetch_add(bytes as u64, Relaxed);
-        self.facts().picture(pts, keyframe);
-        if keyframe {
-            self.stream.keyframe();
-            self.state().network.keyframe(Instant::now());
-        }
-    }
-
-    /// Remembers that data has come, though it may be no whole picture.
-    pub fn data(&self) {
-        self.state().network.data(Instant::now());
-    }
-
-    /// Remembers when the picture with this PTS came first.
-    pub fn arrived(&self, pts: Option<gst::ClockTime>, captured: Option<SystemTime>) {
-        let (mono, wall) = (Instant::now(), SystemTime::now());
-        let mut state = self.state();
-        state.network.data(mono);
-        let Some(pts) = pts else { return };
-        if state.arrivals.iter().rev().take(4).any(|it| it.0 == pts) {
-            return;
-        }
-        if state.arrivals.len() == ARRIVALS_MAX {
-            state.arrivals.pop_front();
-        }
-        let reports = state.reports.get();
-        state.arrivals.push_back((pts, Arrival { mono, wall, captured, reports }));
-    }
-
-    /// Remembers what a packet of RTCP says of the camera's clock.
-    pub fn report(&self, packet: &[u8]) {
-        self.state().reports.read(packet);
-    }
-
-    /// When the picture with this PTS came. Pictures leave the decoder in another order.
-    fn arrival(&self, pts: Option<gst::ClockTime>) -> Option<Arrival> {
-        let mut state = self.state();
-        let at = state.arrivals.iter().position(|it| Some(it.0) == pts)?;
-        state.arrivals.remove(at).map(|it| it.1)
     }
 }
 

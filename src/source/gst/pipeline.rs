@@ -28,7 +28,7 @@ use crate::{
     source::{
         SourceError, Spec,
         facts::Carried,
-        gst::{Shared, caps, damage, decoders, rtcp, tls},
+        gst::{caps, damage, decoders, rtcp, shared::Shared, tls},
         url::{Pattern, Remote, SourceUrl, Transport},
     },
 };

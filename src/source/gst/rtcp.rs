@@ -11,7 +11,7 @@ use std::{
 use gstreamer::{self as gst, prelude::*};
 
 use crate::source::{
-    gst::{Shared, ssrc::Sources},
+    gst::{shared::Shared, ssrc::Sources},
     offset::{DRIFT_DIVISOR, Reports},
 };
 

@@ -23,7 +23,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     frame::Code,
-    source::{SourceError, Tls, fingerprint::Fingerprint, gst::Shared},
+    source::{SourceError, Tls, fingerprint::Fingerprint, gst::shared::Shared},
 };
 
 /// A certificate for nobody: it was valid for a day, is no authority, and its key was never kept.
