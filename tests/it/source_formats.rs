@@ -75,8 +75,6 @@ fn pixels_of_every_sampling_depth_and_size_are_those_that_ffmpeg_decodes() {
         ((642, 362), "-c:v libx264 -pix_fmt yuv422p", CONVERTED),
         ((642, 362), "-c:v libx264 -pix_fmt yuv422p10le", CONVERTED),
         ((642, 362), "-c:v libx264 -pix_fmt yuv444p", CONVERTED),
-        ((641, 361), "-c:v libx264 -pix_fmt yuv444p", CONVERTED),
-        ((17, 33), "-c:v libx264 -pix_fmt yuv444p", CONVERTED),
         ((642, 362), &format!("{x265} -pix_fmt yuv444p"), CONVERTED),
     ] {
         let path = made(folder.path(), size, arguments);
