@@ -70,6 +70,7 @@ pub trait Source: Send {
 
 /// What [`Source::next`] gives.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "nearly all are pictures, and none is kept")]
 pub enum Next {
     /// A picture.
     Picture(Decoded),

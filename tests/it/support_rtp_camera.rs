@@ -73,6 +73,12 @@ pub(crate) const GOOD: Knobs = Knobs {
     damage: Damage { seed: 0, loss: 0.0, duplicate: 0.0, reorder: 0.0, delay: Duration::ZERO },
 };
 
+/// Packets, each with the moment that it is due.
+type Queue = VecDeque<(Instant, Vec<u8>)>;
+
+/// The first line of a request, and its headers.
+type Request = (String, Vec<(String, String)>);
+
 /// Runs until it is dropped.
 pub(crate) struct Camera {
     url: String,
@@ -251,7 +257,7 @@ impl Shared {
         packet: Vec<u8>,
         damage: Damage,
         random: &mut Random,
-        (queue, held): (&mut VecDeque<(Instant, Vec<u8>)>, &mut Option<Vec<u8>>),
+        (queue, held): (&mut Queue, &mut Option<Vec<u8>>),
     ) {
         let done = &self.done;
         done.packets.fetch_add(1, SeqCst);
@@ -277,7 +283,7 @@ impl Shared {
 }
 
 /// Sends what is due until `end`, and waits for that.
-fn flush(line: &Line, queue: &mut VecDeque<(Instant, Vec<u8>)>, end: Instant) -> io::Result<()> {
+fn flush(line: &Line, queue: &mut Queue, end: Instant) -> io::Result<()> {
     loop {
         let next = queue.front().map_or(end, |it| it.0.min(end));
         // This is the pace of the line, not waiting for something to happen.
@@ -355,9 +361,7 @@ fn ticks(duration: Duration) -> u32 {
 }
 
 /// A request's first line and headers. Packets in between are left out. `None` at the end.
-fn request(
-    reader: &mut BufReader<&TcpStream>,
-) -> io::Result<Option<(String, Vec<(String, String)>)>> {
+fn request(reader: &mut BufReader<&TcpStream>) -> io::Result<Option<Request>> {
     while reader.fill_buf()?.first() == Some(&b'$') {
         let mut head = [0; 4];
         reader.read_exact(&mut head)?;

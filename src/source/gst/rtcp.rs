@@ -180,7 +180,7 @@ mod tests {
         let good = report(1, NOW + 1, 500, 45_000);
         let close = |it: Duration, ms: u64| it.as_millis().abs_diff(u128::from(ms)) <= 1;
         let got = |packets: &[Vec<u8>]| reading(packets).unwrap();
-        assert_eq!(got(&[first.clone()]), (since, 0, Duration::ZERO));
+        assert_eq!(got(std::slice::from_ref(&first)), (since, 0, Duration::ZERO));
         let (at, sets, slack) = got(&[first.clone(), good.clone()]);
         assert!(at == since && sets == 0 && close(slack, 0), "{slack:?}");
         let (_, sets, slack) = got(&[first.clone(), report(1, NOW + 1, 540, 45_000), good.clone()]);
