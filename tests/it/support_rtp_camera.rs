@@ -70,7 +70,14 @@ pub(crate) const GOOD: Knobs = Knobs {
     equal: 0,
     shift: 0,
     sequence: None,
-    damage: Damage { seed: 0, loss: 0.0, duplicate: 0.0, reorder: 0.0, delay: Duration::ZERO },
+    damage: Damage {
+        seed: 0,
+        loss: 0.0,
+        duplicate: 0.0,
+        reorder: 0.0,
+        delay: Duration::ZERO,
+        flip: 0.0,
+    },
 };
 
 /// Packets, each with the moment that it is due.
