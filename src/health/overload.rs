@@ -105,7 +105,7 @@ mod tests {
         assert_eq!(given.wanted_mfps / 1000, 20, "{given:?}");
         assert!(given.effective_mfps < 19_000, "{given:?}");
         let cleared = run(&mut it, 120, 60, 1);
-        assert_eq!(cleared, [(131, None)], "once ten good seconds are over");
+        assert_eq!(cleared, [(130, None)], "once ten good seconds are over");
     }
 
     #[test]

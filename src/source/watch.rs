@@ -52,10 +52,41 @@ impl Network {
     }
 }
 
+/// So many connections in a row that fall silent after one picture say that the stream has become
+/// slower than it was.
+const LONELY_MAX: u32 = 2;
+
+/// What is known of a stream from its connections before.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Known {
+    period: Option<Duration>,
+    /// Connections in a row that fell silent after one picture.
+    lonely: u32,
+}
+
+impl Known {
+    /// A connection is over; `silent`: because nothing came any more.
+    pub fn learn(&mut self, watch: &Watch, silent: bool) {
+        match watch.pictures {
+            0 => {}
+            1 if !silent => {}
+            1 => {
+                self.lonely += 1;
+                if self.lonely == LONELY_MAX {
+                    *self = Known::default();
+                }
+            }
+            _ => *self = Known { period: watch.period(), lonely: 0 },
+        }
+    }
+}
+
 /// What a stream is watched by.
 #[derive(Debug)]
 pub struct Watch {
     stall_after: Duration,
+    /// The period that the connection before had.
+    expected: Option<Duration>,
     opened: Instant,
     pictures: u64,
     last_picture: Instant,
@@ -78,12 +109,18 @@ impl Watch {
     pub fn new(stall_after: Duration, now: Instant) -> Watch {
         Watch {
             stall_after,
+            expected: None,
             opened: now,
             pictures: 0,
             last_picture: now,
             last_pts: None,
             periods: Vec::with_capacity(PERIODS),
         }
+    }
+
+    /// The same, of a stream that was connected before: its period holds until it has one of its own.
+    pub fn expecting(self, known: Known) -> Watch {
+        Watch { expected: known.period, ..self }
     }
 
     /// Pictures so far.
@@ -130,7 +167,7 @@ impl Watch {
             let silent = limit <= since(self.opened);
             return silent.then_some(Silence { code: Code::Timeout, detail });
         }
-        let limit = match self.period() {
+        let limit = match self.period().or(self.expected) {
             Some(period) => self.stall_after.max(period * STALL_PERIODS),
             None => self.stall_after.max(FIRST_PICTURE_MAX),
         };
@@ -217,6 +254,25 @@ mod tests {
         }
         assert_eq!(watch.period(), Some(ms(40)));
         assert_eq!(noticed(&watch, &network, last).0, 4_000);
+    }
+
+    #[test]
+    fn a_stream_that_was_known_before_is_watched_from_its_first_picture_on() {
+        let mut known = Known::default();
+        known.learn(&camera(ms(40), 100).0, false);
+        let noticed = |known: Known, period, pictures| {
+            let (watch, network, last) = camera(period, pictures);
+            noticed(&watch.expecting(known), &network, last).0
+        };
+        assert_eq!(noticed(known, ms(40), 1), 4_000);
+        assert_eq!(noticed(known, ms(2_000), 3), 10_000, "its own period counts");
+        // It may have become slower: then its second picture must be waited for.
+        let one = camera(ms(40), 1).0;
+        known.learn(&one, true);
+        known.learn(&one, false);
+        assert_eq!(noticed(known, ms(40), 1), 4_000, "silent once is an outage");
+        known.learn(&one, true);
+        assert_eq!(noticed(known, ms(40), 1), 15_000);
     }
 
     #[test]

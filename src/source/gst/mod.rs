@@ -49,7 +49,7 @@ use crate::{
             shared::{Arrival, Shared},
         },
         url::SourceUrl,
-        watch::Watch,
+        watch::{Known, Watch},
     },
 };
 
@@ -85,6 +85,8 @@ pub struct GstOpener {
     said: Arc<Said>,
     /// What the last connection showed.
     facts: Arc<Mutex<Facts>>,
+    /// What the connections before have shown of its rate.
+    known: Arc<Mutex<Known>>,
 }
 
 /// Starts GStreamer, once.
@@ -131,7 +133,7 @@ impl GstOpener {
         let said = Arc::new(Said::new(Redactor::new(&spec)));
         said::listen(said.redactor());
         let (finite, facts) = (Arc::new(AtomicBool::new(false)), Arc::default());
-        Ok(GstOpener { spec, stream, finite, said, facts })
+        Ok(GstOpener { spec, stream, finite, said, facts, known: Arc::default() })
     }
 
     /// What the last connection has shown so far.
@@ -173,6 +175,7 @@ impl Opener for GstOpener {
             _ => gst::BusSyncReply::Drop,
         });
         let started = pipeline.set_state(gst::State::Playing);
+        let known = *self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let source = GstSource {
             pipeline,
             sink,
@@ -180,7 +183,9 @@ impl Opener for GstOpener {
             shared,
             spec: self.spec.clone(),
             finite: self.finite.clone(),
-            watch: Watch::new(self.spec.stall_after, Instant::now()),
+            watch: Watch::new(self.spec.stall_after, Instant::now()).expecting(known),
+            silent: false,
+            known: self.known.clone(),
             stopped: false,
         };
         match started {
@@ -232,6 +237,10 @@ struct GstSource {
     watch: Watch,
     /// Whether a demuxer read no more at the last look.
     stopped: bool,
+    /// Whether it has failed because nothing came any more.
+    silent: bool,
+    /// For the next connection.
+    known: Arc<Mutex<Known>>,
 }
 
 impl Source for GstSource {
@@ -303,7 +312,9 @@ impl GstSource {
             let detail = "there is no video in it, or it is not whole: its index cannot be read";
             return Err(self.error(Code::Codec, detail));
         }
-        match self.watch.check(&self.shared.state().network, Instant::now()) {
+        let silence = self.watch.check(&self.shared.state().network, Instant::now());
+        self.silent = silence.is_some();
+        match silence {
             None => Ok(()),
             Some(silence) if live => Err(self.error(silence.code, &silence.detail)),
             Some(silence) => Err(self.error(Code::Codec, &silence.detail)),
@@ -365,6 +376,9 @@ impl Drop for GstSource {
     /// Shuts the pipeline down on a thread of its own: a plugin that hangs there, and some do when
     /// a camera has gone, must not take the stream's loop with it.
     fn drop(&mut self) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.learn(&self.watch, self.silent);
+        drop(known);
         // What the elements say while they are taken down would push out why.
         self.shared.said.close();
         CLOSING.fetch_add(1, Relaxed);
