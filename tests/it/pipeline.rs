@@ -68,7 +68,9 @@ fn equal_streams_get_equal_shares_even_if_one_offers_ten_times_as_much() {
         p.stop(within(5000)).unwrap();
         let shares: Vec<_> = all.iter().map(|it| it.published.load(Relaxed)).collect();
         let (min, max) = (*shares.iter().min().unwrap(), *shares.iter().max().unwrap());
-        assert!(max as f64 <= 1.1 * min as f64, "{streams} streams: {shares:?}");
+        // The promise is 1.5. A source that the machine does not let run offers nothing: 1.11 was seen
+        // beside the other tests.
+        assert!(max as f64 <= 1.25 * min as f64, "{streams} streams: {shares:?}");
         for stream in all {
             assert_eq!(stream.unaccounted(), 0);
             sink.check_arithmetic(&stream.id);
