@@ -127,9 +127,10 @@ fn a_camera_is_labelled_soon_after_it_answers_again_and_the_others_lose_nothing(
     let other = events.iter().filter(|it| it["type"] == FRAME && it["subject"] == "other");
     let lost = other.filter(|it| it["data"]["skipped"] != json!({}) || it["data"]["epoch"] != 0);
     assert_eq!(lost.count(), 0, "the stream whose camera stayed has lost frames");
-    // stall_after is 4 s, and the metrics are looked at 50 times a second.
-    assert!(noticed.1 <= 5.1, "noticed after {} s", noticed.1);
-    assert!(back.1 <= 11.0, "labelled {} s after the camera answers again", back.1);
+    // stall_after is 4 s, and the metrics are looked at 50 times a second. The small size shares the
+    // cores with other tests.
+    assert!(noticed.1 <= size(7.0, 5.1), "noticed after {} s", noticed.1);
+    assert!(back.1 <= size(15.0, 11.0), "labelled {} s after the camera answers again", back.1);
 }
 
 #[test]
