@@ -105,6 +105,11 @@ pub struct Order {
 }
 
 impl Order {
+    /// Whether whoever has given it waits no more, and was told that nothing came of it.
+    pub fn is_given_up(&self) -> bool {
+        self.answer.is_closed()
+    }
+
     /// Answers whoever has given it.
     pub fn answer(self, answer: Answer) {
         // Whoever asked may have gone; it is done all the same.
@@ -121,11 +126,11 @@ pub struct Control {
 }
 
 impl Control {
-    /// Listens at `path`. Call it only as the one that owns the journal: a socket that is there already
-    /// is taken to be left over from a daemon that has ended.
+    /// Listens at `path`. A socket that is there and that nobody listens at is taken to be left over from
+    /// a daemon that was killed.
     ///
     /// # Errors
-    /// The path is too long, something else is there, or the socket cannot be made.
+    /// The path is too long, something else or somebody is there, or the socket cannot be made.
     pub fn listen(path: &Path) -> anyhow::Result<Control> {
         let shown = path.display();
         if PATH_MAX < path.as_os_str().len() {
@@ -178,6 +183,9 @@ fn clear(path: &Path) -> anyhow::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error).with_context(|| format!("looking at {shown}")),
         Ok(it) if it.file_type().is_socket() => {
+            if std::os::unix::net::UnixStream::connect(path).is_ok() {
+                bail!("somebody listens at {shown} already");
+            }
             fs::remove_file(path).with_context(|| format!("removing {shown}"))
         }
         Ok(_) => bail!("{shown} is there and is no socket"),
@@ -367,6 +375,10 @@ mod tests {
         let error = |path: &Path| Control::listen(path).err().unwrap().to_string();
         assert!(error(&path).ends_with("is there and is no socket"), "{}", error(&path));
         assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+        let taken = folder.path().join("taken");
+        let _other = std::os::unix::net::UnixListener::bind(&taken).unwrap();
+        assert!(error(&taken).contains("somebody listens at"), "{}", error(&taken));
+        assert!(taken.exists());
         let long = folder.path().join("a".repeat(120));
         assert!(error(&long).contains("107 bytes"), "{}", error(&long));
     }

@@ -70,11 +70,11 @@ pub struct Report {
 /// # Errors
 /// It is there and cannot be read.
 pub fn read(path: &Path) -> io::Result<Vec<Line>> {
-    let text = match fs::read_to_string(path) {
+    let bytes = match fs::read(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        text => text?,
+        bytes => bytes?,
     };
-    Ok(text.lines().filter_map(Line::parse).collect())
+    Ok(String::from_utf8_lossy(&bytes).lines().filter_map(Line::parse).collect())
 }
 
 /// Notes a start: says what happened before it, and forgets what is too long ago to count. Only for
@@ -164,7 +164,7 @@ mod tests {
         assert_eq!(start(&path, at(10)).unwrap(), Report::default());
         let last = |now| start(&path, at(now)).unwrap().last.map(|it| it.to_string());
         assert_eq!(last(20), None);
-        fs::write(&path, "10 start -\n21 SIGSEGV front\ngarbage\n21 SIG\n").unwrap();
+        fs::write(&path, b"10 start -\n21 SIGSEGV front\ngarbage\n21 SIG\n\xff\n").unwrap();
         forgive(&path, "yard", at(22)).unwrap();
         assert_eq!(last(30).as_deref(), Some("21 SIGSEGV front"));
         assert_eq!(last(40), None, "told once");

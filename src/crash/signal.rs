@@ -12,14 +12,16 @@ use std::{
     },
 };
 
-use libc::{SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGSEGV, c_int, c_void, siginfo_t};
+use libc::{SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGTRAP, c_int, c_void, siginfo_t};
 
-const DEADLY: [(c_int, &str); 5] = [
+const DEADLY: [(c_int, &str); 6] = [
     (SIGSEGV, "SIGSEGV"),
     (SIGBUS, "SIGBUS"),
     (SIGILL, "SIGILL"),
     (SIGFPE, "SIGFPE"),
     (SIGABRT, "SIGABRT"),
+    // GLib ends by it after an error that it calls fatal.
+    (SIGTRAP, "SIGTRAP"),
 ];
 
 static FILE: OnceLock<File> = OnceLock::new();
@@ -59,9 +61,10 @@ extern "C" fn handle(signal: c_int, info: *mut siginfo_t, _context: *mut c_void)
         super::write(file, DEADLY[at].1);
     }
     // SAFETY: with SA_SIGINFO the kernel hands over a valid structure.
-    let sent = unsafe { info.as_ref() }.is_none_or(|it| it.si_code <= 0);
+    let sent = signal == SIGTRAP || unsafe { info.as_ref() }.is_none_or(|it| it.si_code <= 0);
     // A fault happens again once this returns, and meets what was there before: the standard library,
-    // which says so if a stack has overflown. What was sent does not, and is sent once more.
+    // which says so if a stack has overflown. What was sent does not, nor does a trap: it is sent once
+    // more.
     let before = at.and_then(|it| BEFORE[it].get()).filter(|_| !sent);
     // SAFETY: all-zero is the default action.
     let default = unsafe { mem::zeroed::<libc::sigaction>() };

@@ -27,6 +27,15 @@ pub(super) enum Why {
     Quarantined,
 }
 
+impl Why {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Why::Disabled => State::Disabled.name(),
+            Why::Quarantined => State::Quarantined.name(),
+        }
+    }
+}
+
 /// One stream that is held back.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Hold {
@@ -68,11 +77,11 @@ impl Holds {
     /// It is there and can be neither read nor moved.
     pub(super) fn open(journal: &Path) -> io::Result<Holds> {
         let path = journal.with_extension("held");
-        let text = match fs::read_to_string(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => "{}".to_owned(),
+        let text = match fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => b"{}".to_vec(),
             text => text?,
         };
-        let by_id = match serde_json::from_str(&text) {
+        let by_id = match serde_json::from_slice(&text) {
             Ok(by_id) => by_id,
             Err(error) => {
                 let aside = path.with_extension("held.damaged");
@@ -112,6 +121,16 @@ impl Holds {
         }
     }
 
+    /// Forgets the streams that are not in the configuration any more.
+    ///
+    /// # Errors
+    /// It is so, but a restart would know them again.
+    pub(super) fn keep(&mut self, configured: impl Fn(&str) -> bool) -> io::Result<()> {
+        let before = self.by_id.len();
+        self.by_id.retain(|id, _| configured(id));
+        if self.by_id.len() == before { Ok(()) } else { self.save() }
+    }
+
     fn save(&self) -> io::Result<()> {
         let text = serde_json::to_string_pretty(&self.by_id)?;
         let new = self.path.with_extension("held.new");
@@ -138,7 +157,7 @@ mod tests {
         assert_eq!(again.get("front").unwrap().leave().state, State::Disabled);
         let yard = again.get("yard").unwrap().leave();
         assert_eq!((yard.state, &*yard.error.unwrap().detail), (State::Quarantined, "crashed"));
-        again.lift("yard").unwrap();
+        again.keep(|id| id != "yard").unwrap();
         assert_eq!(Holds::open(&journal).unwrap().by_id.keys().collect::<Vec<_>>(), ["front"]);
     }
 
@@ -146,9 +165,11 @@ mod tests {
     fn a_damaged_list_is_moved_aside() {
         let folder = tempfile::tempdir().unwrap();
         let journal = folder.path().join("journal.db");
-        fs::write(folder.path().join("journal.held"), "{\"front\": 1").unwrap();
-        assert!(Holds::open(&journal).unwrap().by_id.is_empty());
-        let aside = fs::read_to_string(folder.path().join("journal.held.damaged")).unwrap();
-        assert_eq!(aside, "{\"front\": 1");
+        for damaged in [&b"{\"front\": 1"[..], b"\xff"] {
+            fs::write(folder.path().join("journal.held"), damaged).unwrap();
+            assert!(Holds::open(&journal).unwrap().by_id.is_empty());
+            let aside = fs::read(folder.path().join("journal.held.damaged")).unwrap();
+            assert_eq!(aside, damaged);
+        }
     }
 }

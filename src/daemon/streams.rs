@@ -68,6 +68,7 @@ impl Streams {
         dangerous: &BTreeMap<String, usize>,
     ) -> anyhow::Result<Streams> {
         let mut holds = Holds::open(&plan.journal.path)?;
+        holds.keep(|id| plan.streams.contains_key(id))?;
         for (id, count) in dangerous {
             let known = holds.get(id).is_some();
             if known || !plan.streams.contains_key(id) {
@@ -174,12 +175,12 @@ impl Streams {
         self.holds.get(id).is_some_and(|it| it.why == Why::Quarantined)
     }
 
-    /// Holds a stream back no more. What cannot be written down holds for this run all the same.
+    /// Holds a stream back no more, whatever it has done. What cannot be written down holds for this
+    /// run all the same.
     fn lift(&mut self, id: &str) {
-        let quarantined = self.is_quarantined(id);
-        let forgiven = match quarantined {
-            true => crash::log::forgive(&self.crashes, id, SystemTime::now()),
-            false => Ok(()),
+        let forgiven = match self.holds.get(id) {
+            Some(_) => crash::log::forgive(&self.crashes, id, SystemTime::now()),
+            None => Ok(()),
         };
         if let Err(error) = forgiven.and(self.holds.lift(id)) {
             tracing::error!(stream = id, %error, "the next start will hold it back again");
@@ -188,6 +189,9 @@ impl Streams {
 
     /// Carries out an order and answers it.
     pub(super) fn obey(&mut self, order: Order, plan: &Plan) {
+        if order.is_given_up() {
+            return;
+        }
         let answer = self.answer(order.action, &order.stream, plan);
         match &answer {
             Answer::Done(text) => tracing::info!(stream = order.stream, "by order: {text}"),
@@ -206,8 +210,9 @@ impl Streams {
         };
         let why = self.holds.get(id).map(|it| it.why);
         match (action, why) {
-            (Action::Restart, Some(Why::Disabled)) => {
-                let text = format!("{id} is disabled: `ghostwatch streams enable {id}` opens it");
+            (Action::Restart, Some(why)) => {
+                let why = why.name();
+                let text = format!("{id} is {why}: `ghostwatch streams enable {id}` opens it");
                 Answer::Refused(text)
             }
             (Action::Enable, None) => Answer::Done(format!("{id} is enabled already")),
@@ -215,7 +220,7 @@ impl Streams {
                 self.again(id, configured);
                 Answer::Done(format!("{id} is opened anew"))
             }
-            (Action::Enable, Some(_)) | (Action::Restart, Some(Why::Quarantined)) => {
+            (Action::Enable, Some(_)) => {
                 self.lift(id);
                 self.again(id, configured);
                 Answer::Done(format!("{id} is opened again"))

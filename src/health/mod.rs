@@ -1,4 +1,5 @@
 //! Whether a camera shows anything worth a label: frozen, dark, uniform, smeared, corrupt. Pure.
+//! And whether too many of its pictures give way to newer ones: see [`overload`].
 //!
 //! [`measure`] says what one model input looks like, [`track`] what that means for its stream over
 //! time. [`watch`] puts the two between a stream's frames and its events.

@@ -169,7 +169,7 @@ fn a_stream_that_crashes_the_daemon_three_times_is_quarantined_and_the_others_la
     let streams = format!("  good: {{url: \"{0}\"}}\n  evil: {{url: \"{0}\"}}\n", camera.url());
     let listen = configure(path, &streams);
     for (signal, name) in
-        [(libc::SIGSEGV, "SIGSEGV"), (libc::SIGABRT, "SIGABRT"), (libc::SIGBUS, "SIGBUS")]
+        [(libc::SIGSEGV, "SIGSEGV"), (libc::SIGABRT, "SIGABRT"), (libc::SIGTRAP, "SIGTRAP")]
     {
         let started = Instant::now();
         let child = start(path);
@@ -191,6 +191,8 @@ fn a_stream_that_crashes_the_daemon_three_times_is_quarantined_and_the_others_la
     assert!(log.contains("the last run crashed in a thread of this stream"), "{log}");
     let ready = get(&listen, "/readyz?verbose").unwrap();
     assert!(ready.contains("crashed the daemon 3 times within an hour"), "{ready}");
+    let (code, why) = refused(path, &["restart", "evil"]);
+    assert!(code == Some(1) && why.contains("evil is quarantined"), "{code:?} {why}");
     assert_eq!(ordered(path, &["enable", "evil"]), "evil is opened again\n");
     wait_until("evil labels again", || 0 < published(&listen, "evil"));
     drain(child, path);
