@@ -9,6 +9,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use sha2::{Digest as _, Sha256};
+
 use crate::{
     edge::WhenFull,
     health,
@@ -127,6 +129,18 @@ impl StreamPlan {
             },
             ..Spec::parse(self.url.expose())?
         })
+    }
+
+    /// A short text that is another one if something else would be decoded, or in another way. It
+    /// stays the same if only the password is another one, so it tells nothing about it.
+    pub fn digest(&self, limits: &LimitsPlan) -> String {
+        let parts = (
+            (self.url.expose(), self.transport, self.latency),
+            (self.looped, self.realtime),
+            (limits.max_width, limits.max_height),
+        );
+        let hash = Sha256::digest(format!("{parts:?}"));
+        hash[..8].iter().map(|it| format!("{it:02x}")).collect()
     }
 
     /// The URL, parsed; always `Some` in a checked plan.

@@ -44,11 +44,28 @@ pub(super) struct Hold {
     since: String,
     /// What there is to say about it; may be empty.
     detail: String,
+    /// The digest of the plan that it is quarantined for. `None` iff it is disabled, or an older
+    /// version wrote this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    plan: Option<String>,
 }
 
 impl Hold {
-    pub(super) fn new(why: Why, detail: String) -> Hold {
-        Hold { why, since: rfc3339(SystemTime::now()), detail }
+    pub(super) fn disabled() -> Hold {
+        let since = rfc3339(SystemTime::now());
+        Hold { why: Why::Disabled, since, detail: String::new(), plan: None }
+    }
+
+    /// `plan`: the digest of what is not to be opened.
+    pub(super) fn quarantined(detail: String, plan: String) -> Hold {
+        let since = rfc3339(SystemTime::now());
+        Hold { why: Why::Quarantined, since, detail, plan: Some(plan) }
+    }
+
+    /// Whether it was made for something else than is configured now: what crashed may not be there
+    /// any more.
+    pub(super) fn is_of_another(&self, plan: &str) -> bool {
+        self.why == Why::Quarantined && self.plan.as_ref().is_some_and(|it| it != plan)
     }
 
     /// What is said last of its stream.
@@ -121,6 +138,21 @@ impl Holds {
         }
     }
 
+    /// Notes what the quarantines of an older version are for: it did not write that down.
+    ///
+    /// # Errors
+    /// It is known in this run only.
+    pub(super) fn complete(&mut self, plan: impl Fn(&str) -> Option<String>) -> io::Result<()> {
+        let mut changed = false;
+        for (id, hold) in &mut self.by_id {
+            if hold.why == Why::Quarantined && hold.plan.is_none() {
+                hold.plan = plan(id);
+                changed = true;
+            }
+        }
+        if changed { self.save() } else { Ok(()) }
+    }
+
     /// Forgets the streams that are not in the configuration any more.
     ///
     /// # Errors
@@ -150,8 +182,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let journal = folder.path().join("journal.db");
         let mut it = Holds::open(&journal).unwrap();
-        it.put("front", Hold::new(Why::Disabled, String::new())).unwrap();
-        it.put("yard", Hold::new(Why::Quarantined, "crashed".to_owned())).unwrap();
+        it.put("front", Hold::disabled()).unwrap();
+        it.put("yard", Hold::quarantined("crashed".to_owned(), "1f".to_owned())).unwrap();
         let mut again = Holds::open(&journal).unwrap();
         assert_eq!(again.by_id, it.by_id);
         assert_eq!(again.get("front").unwrap().leave().state, State::Disabled);
@@ -159,6 +191,22 @@ mod tests {
         assert_eq!((yard.state, &*yard.error.unwrap().detail), (State::Quarantined, "crashed"));
         again.keep(|id| id != "yard").unwrap();
         assert_eq!(Holds::open(&journal).unwrap().by_id.keys().collect::<Vec<_>>(), ["front"]);
+    }
+
+    #[test]
+    fn a_quarantine_is_for_one_plan_and_a_disable_for_any() {
+        let folder = tempfile::tempdir().unwrap();
+        let journal = folder.path().join("journal.db");
+        let disabled = Hold::disabled();
+        assert!(!disabled.is_of_another("1f"));
+        let old = r#"{"yard": {"why": "quarantined", "since": "", "detail": "crashed"}}"#;
+        fs::write(folder.path().join("journal.held"), old).unwrap();
+        let mut it = Holds::open(&journal).unwrap();
+        assert!(!it.get("yard").unwrap().is_of_another("1f"), "an older version did not say");
+        it.complete(|id| (id == "yard").then(|| "1f".to_owned())).unwrap();
+        let again = Holds::open(&journal).unwrap();
+        let yard = again.get("yard").unwrap();
+        assert_eq!([yard.is_of_another("1f"), yard.is_of_another("2f")], [false, true]);
     }
 
     #[test]

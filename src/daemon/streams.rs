@@ -5,7 +5,8 @@
 //! once nothing of the old one is on its way to the journal.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    io,
     path::PathBuf,
     sync::{Arc, OnceLock},
     time::SystemTime,
@@ -69,25 +70,44 @@ impl Streams {
     ) -> anyhow::Result<Streams> {
         let mut holds = Holds::open(&plan.journal.path)?;
         holds.keep(|id| plan.streams.contains_key(id))?;
-        for (id, count) in dangerous {
-            let known = holds.get(id).is_some();
-            if known || !plan.streams.contains_key(id) {
-                continue;
-            }
-            let detail = format!(
-                "not opened: it crashed the daemon {count} times within an hour; `ghostwatch \
-                 streams enable {id}` opens it again"
-            );
-            holds.put(id, Hold::new(Why::Quarantined, detail))?;
-        }
-        Ok(Streams {
+        let mut streams = Streams {
             running: BTreeMap::new(),
             removed: Vec::new(),
             waiting: plan.streams.clone(),
             gate: Arc::default(),
             holds,
             crashes,
-        })
+        };
+        streams.quarantine(plan, dangerous)?;
+        Ok(streams)
+    }
+
+    /// Holds back what has crashed the daemon, unless it was configured otherwise since.
+    fn quarantine(&mut self, plan: &Plan, dangerous: &BTreeMap<String, usize>) -> io::Result<()> {
+        let digest = |id: &str| plan.streams.get(id).map(|it| it.digest(&plan.limits));
+        self.holds.complete(digest)?;
+        let mut lifted = BTreeSet::new();
+        for (id, stream) in &plan.streams {
+            let digest = stream.digest(&plan.limits);
+            if self.holds.get(id).is_some_and(|it| it.is_of_another(&digest)) {
+                tracing::warn!(
+                    stream = id,
+                    "it was quarantined and is configured otherwise now: it is opened again"
+                );
+                self.lift(id);
+                lifted.insert(id);
+            }
+        }
+        for (id, count) in dangerous {
+            let known = self.holds.get(id).is_some() || lifted.contains(id);
+            let Some(digest) = digest(id).filter(|_| !known) else { continue };
+            let detail = format!(
+                "not opened: it crashed the daemon {count} times within an hour; `ghostwatch \
+                 streams enable {id}` opens it again"
+            );
+            self.holds.put(id, Hold::quarantined(detail, digest))?;
+        }
+        Ok(())
     }
 
     /// Starts all that are configured.
@@ -236,7 +256,7 @@ impl Streams {
         if self.is_quarantined(id) {
             self.lift(id);
         }
-        let hold = Hold::new(Why::Disabled, String::new());
+        let hold = Hold::disabled();
         let leave = hold.leave();
         let saved = self.holds.put(id, hold);
         if let Some(it) = self.running.get(id) {

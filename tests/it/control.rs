@@ -6,7 +6,7 @@ use std::{
     os::unix::{fs::PermissionsExt as _, process::ExitStatusExt as _},
     path::Path,
     process::{Child, Output},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use serde_json::Value;
@@ -206,4 +206,47 @@ fn a_stream_that_crashes_the_daemon_three_times_is_quarantined_and_the_others_la
     assert_eq!((&held["subject"], &held["data"]["code"]), (&"evil".into(), &"error".into()));
     let detail = held["data"]["detail"].as_str().unwrap();
     assert!(detail.contains("ghostwatch streams enable evil"), "{detail}");
+}
+
+/// A stream of a test pattern.
+fn pattern(id: &str, size: &str) -> String {
+    format!("  {id}: {{url: \"test:?size={size}&fps=20\", realtime: true}}\n")
+}
+
+/// What the daemon finds that crashed three times in the threads of this stream just now.
+fn crashed(folder: &Path, stream: &str) {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    let line = format!("{} SIGSEGV {stream}\n", now - 5);
+    fs::write(folder.join("journal.crashes"), line.repeat(3)).unwrap();
+}
+
+#[test]
+fn a_quarantine_ends_with_what_it_was_for_also_if_that_was_changed_while_the_daemon_was_down() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let both = |size| pattern("evil", size) + &pattern("off", size);
+    let listen = configure(path, &both("64x48"));
+    crashed(path, "evil");
+    let child = start(path);
+    wait_until("evil is quarantined", || is_in(&listen, "evil", "quarantined"));
+    ordered(path, &["disable", "off"]);
+    drain(child, path);
+
+    let listen = configure(path, &both("64x48"));
+    let child = start(path);
+    wait_until("it is quarantined still", || is_in(&listen, "evil", "quarantined"));
+    drain(child, path);
+
+    let listen = configure(path, &both("80x48"));
+    let child = start(path);
+    wait_until("evil labels", || 0 < published(&listen, "evil"));
+    assert!(is_in(&listen, "off", "disabled"), "what an operator said holds for any");
+    let log = fs::read_to_string(path.join("log")).unwrap();
+    assert!(log.contains("it was quarantined and is configured otherwise now"), "{log}");
+    drain(child, path);
+
+    let listen = configure(path, &both("64x48"));
+    let child = start(path);
+    wait_until("the crashes do not count any more", || 0 < published(&listen, "evil"));
+    drain(child, path);
 }
