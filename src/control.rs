@@ -31,6 +31,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use crate::journal::side;
+
 /// The longest path that a unix socket can have: 108 bytes with the zero at its end.
 const PATH_MAX: usize = 107;
 /// Orders that wait for the daemon's loop.
@@ -45,7 +47,7 @@ const ANSWER_MAX: Duration = Duration::from_secs(10);
 pub fn path_of(journal: &Path) -> PathBuf {
     match std::env::var_os("RUNTIME_DIRECTORY") {
         Some(folder) if !folder.is_empty() => Path::new(&folder).join(NAME),
-        _ => journal.with_extension("sock"),
+        _ => side::path_of(journal, side::SOCKET),
     }
 }
 

@@ -147,7 +147,7 @@ mod tests {
         };
         std::thread::scope(|scope| scope.spawn(body).join()).unwrap();
         write(&file, "SIGABRT");
-        let crashes = log::read(&path).unwrap();
+        let crashes = log::parse(&std::fs::read(&path).unwrap());
         let who: Vec<_> = crashes.iter().map(|it| (&*it.what, it.stream.as_deref())).collect();
         assert_eq!(who, [("SIGSEGV", Some("a-camera-with-a-long-name")), ("SIGABRT", None)]);
     }

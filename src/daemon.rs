@@ -23,6 +23,7 @@ use crate::{
     control::{self, Control},
     crash,
     daemon::{
+        holds::Holds,
         sinks::Outlets,
         streams::{Streams, World},
     },
@@ -36,7 +37,10 @@ use crate::{
         load::{self, Choice, Loaded},
         wanted::{Use, Wanted},
     },
-    journal::writer::Writer,
+    journal::{
+        side::{self, Side},
+        writer::Writer,
+    },
     log,
     observe::Observer,
     pipeline::{Parts, Pipeline, Unread},
@@ -114,8 +118,11 @@ pub fn run(plan: Plan, options: Options) -> anyhow::Result<()> {
         return Err(Exit::wrong(reason));
     }
     // Before the model, which takes a second: a broken or foreign journal is then told at once.
+    let known = side::is_known(&plan.journal.path);
     let mut journal = open_journal(&plan)?;
-    let (crashes, report) = crashes(&plan)?;
+    let beside = |kind| Side::new(&plan.journal.path, kind, known);
+    let (crashes, report) = crashes(&beside(side::CRASHES))?;
+    let holds = Holds::open(beside(side::HELD)).context("the list of disabled streams")?;
     let gpu = match plan.device.device {
         Use::Cpu => GpuStatus::Absent,
         _ => GpuStatus::find(plan.device.cuda.as_deref()),
@@ -129,7 +136,7 @@ pub fn run(plan: Plan, options: Options) -> anyhow::Result<()> {
     let pipeline = start_pipeline(&plan, loaded, journal, &observer)?;
     observer.pipeline(&pipeline);
     let notify = systemd::Notifier::from_env()?;
-    let streams = Streams::new(&plan, crashes, &report.dangerous)?;
+    let streams = Streams::new(&plan, holds, crashes, &report.dangerous)?;
     let control = control(options.socket.as_deref(), &plan)?;
     let mut daemon = Daemon {
         plan,
@@ -163,9 +170,9 @@ fn open_journal(plan: &Plan) -> anyhow::Result<Writer> {
 
 /// Says how the last run ended, if it crashed, and watches this one. Gives where that is written down,
 /// and what it says about the streams.
-fn crashes(plan: &Plan) -> anyhow::Result<(PathBuf, crash::log::Report)> {
-    let path = plan.journal.path.with_extension("crashes");
-    let report = crash::log::start(&path, SystemTime::now());
+fn crashes(side: &Side) -> anyhow::Result<(PathBuf, crash::log::Report)> {
+    let path = side.path().to_owned();
+    let report = crash::log::start(side, SystemTime::now());
     let report = report.with_context(|| format!("writing {}", path.display()))?;
     if let Some(last) = &report.last {
         let (signal, stream) = (&last.what, last.stream.as_deref().unwrap_or("not known"));

@@ -5,11 +5,13 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, OpenOptions},
+    fs::OpenOptions,
     io::{self, Write as _},
     path::Path,
     time::{Duration, SystemTime},
 };
+
+use crate::journal::side::Side;
 
 /// In the place of a stream: none, or not known.
 pub const NONE: &str = "-";
@@ -65,16 +67,9 @@ pub struct Report {
     pub dangerous: BTreeMap<String, usize>,
 }
 
-/// Reads the file. What is no line of it is left out: a crash can cut one.
-///
-/// # Errors
-/// It is there and cannot be read.
-pub fn read(path: &Path) -> io::Result<Vec<Line>> {
-    let bytes = match fs::read(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        bytes => bytes?,
-    };
-    Ok(String::from_utf8_lossy(&bytes).lines().filter_map(Line::parse).collect())
+/// Reads what is in the file. What is no line of it is left out: a crash can cut one.
+pub fn parse(bytes: &[u8]) -> Vec<Line> {
+    String::from_utf8_lossy(bytes).lines().filter_map(Line::parse).collect()
 }
 
 /// Notes a start: says what happened before it, and forgets what is too long ago to count. Only for
@@ -82,15 +77,13 @@ pub fn read(path: &Path) -> io::Result<Vec<Line>> {
 ///
 /// # Errors
 /// The file cannot be read or written.
-pub fn start(path: &Path, now: SystemTime) -> io::Result<Report> {
-    let mut lines = read(path)?;
+pub fn start(side: &Side, now: SystemTime) -> io::Result<Report> {
+    let mut lines = parse(&side.read()?.unwrap_or_default());
     let report = report(&lines, now);
     lines.retain(|it| counts(it, now));
     lines.push(Line { at: now, what: START.to_owned(), stream: None });
     let text: String = lines.iter().map(|it| format!("{it}\n")).collect();
-    let new = path.with_extension("new");
-    fs::write(&new, text)?;
-    fs::rename(&new, path)?;
+    side.write(text.as_bytes())?;
     Ok(report)
 }
 
@@ -130,7 +123,10 @@ fn report(lines: &[Line], now: SystemTime) -> Report {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+    use crate::journal::side::CRASHES;
 
     fn at(seconds: u64) -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
@@ -160,20 +156,21 @@ mod tests {
     #[test]
     fn a_start_says_how_the_last_run_ended_and_forgets_what_is_old() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("journal.crashes");
-        assert_eq!(start(&path, at(10)).unwrap(), Report::default());
-        let last = |now| start(&path, at(now)).unwrap().last.map(|it| it.to_string());
+        let side = Side::new(&folder.path().join("journal.db"), CRASHES, true);
+        let path = side.path();
+        assert_eq!(start(&side, at(10)).unwrap(), Report::default());
+        let last = |now| start(&side, at(now)).unwrap().last.map(|it| it.to_string());
         assert_eq!(last(20), None);
-        fs::write(&path, b"10 start -\n21 SIGSEGV front\ngarbage\n21 SIG\n\xff\n").unwrap();
-        forgive(&path, "yard", at(22)).unwrap();
+        fs::write(path, b"10 start -\n21 SIGSEGV front\ngarbage\n21 SIG\n\xff\n").unwrap();
+        forgive(path, "yard", at(22)).unwrap();
         assert_eq!(last(30).as_deref(), Some("21 SIGSEGV front"));
         assert_eq!(last(40), None, "told once");
-        let text = fs::read_to_string(&path).unwrap();
+        let text = fs::read_to_string(path).unwrap();
         let lines =
             ["10 start -", "21 SIGSEGV front", "22 forgiven yard", "30 start -", "40 start -"];
         assert_eq!(text.lines().collect::<Vec<_>>(), lines);
-        start(&path, at(3650)).unwrap();
-        let text = fs::read_to_string(&path).unwrap();
+        start(&side, at(3650)).unwrap();
+        let text = fs::read_to_string(path).unwrap();
         assert_eq!(text, "3650 start -\n");
     }
 }

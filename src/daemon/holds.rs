@@ -1,19 +1,14 @@
 //! Which streams are held back, disabled or quarantined, and since when: in a small file beside the
 //! journal, so that it outlives the daemon and the retention of events.
 
-use std::{
-    collections::BTreeMap,
-    fs::{self, File},
-    io::{self, Write as _},
-    path::{Path, PathBuf},
-    time::SystemTime,
-};
+use std::{collections::BTreeMap, io, time::SystemTime};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
     event::rfc3339,
     frame::{Code, State},
+    journal::side::Side,
     source::{SourceError, supervise::Leave},
 };
 
@@ -82,27 +77,23 @@ impl Hold {
 
 /// All streams that are held back.
 pub(super) struct Holds {
-    path: PathBuf,
+    side: Side,
     by_id: BTreeMap<String, Hold>,
 }
 
 impl Holds {
-    /// Reads what is beside this journal. A file that is no such list is moved aside, and no stream is
+    /// Reads what is beside the journal. A file that is no such list is moved aside, and no stream is
     /// held back then.
     ///
     /// # Errors
     /// It is there and can be neither read nor moved.
-    pub(super) fn open(journal: &Path) -> io::Result<Holds> {
-        let path = journal.with_extension("held");
-        let text = match fs::read(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => b"{}".to_vec(),
-            text => text?,
-        };
+    pub(super) fn open(side: Side) -> io::Result<Holds> {
+        let text = side.read()?.unwrap_or_else(|| b"{}".to_vec());
+        let is_old = side.is_old();
         let by_id = match serde_json::from_slice(&text) {
             Ok(by_id) => by_id,
             Err(error) => {
-                let aside = path.with_extension("held.damaged");
-                fs::rename(&path, &aside)?;
+                let aside = side.set_aside()?;
                 tracing::error!(
                     %error,
                     moved_to = %aside.display(),
@@ -111,7 +102,12 @@ impl Holds {
                 BTreeMap::new()
             }
         };
-        Ok(Holds { path, by_id })
+        let holds = Holds { side, by_id };
+        if is_old {
+            // The next start must not read the old one again, which says nothing of what comes now.
+            holds.save()?;
+        }
+        Ok(holds)
     }
 
     pub(super) fn get(&self, stream: &str) -> Option<&Hold> {
@@ -164,33 +160,35 @@ impl Holds {
     }
 
     fn save(&self) -> io::Result<()> {
-        let text = serde_json::to_string_pretty(&self.by_id)?;
-        let new = self.path.with_extension("held.new");
-        let mut file = File::create(&new)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&new, &self.path)
+        self.side.write(serde_json::to_string_pretty(&self.by_id)?.as_bytes())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::{fs, path::Path};
+
     use super::*;
+    use crate::journal::side::HELD;
+
+    fn open(journal: &Path) -> io::Result<Holds> {
+        Holds::open(Side::new(journal, HELD, true))
+    }
 
     #[test]
     fn what_is_held_outlives_the_daemon_until_it_is_lifted() {
         let folder = tempfile::tempdir().unwrap();
         let journal = folder.path().join("journal.db");
-        let mut it = Holds::open(&journal).unwrap();
+        let mut it = open(&journal).unwrap();
         it.put("front", Hold::disabled()).unwrap();
         it.put("yard", Hold::quarantined("crashed".to_owned(), "1f".to_owned())).unwrap();
-        let mut again = Holds::open(&journal).unwrap();
+        let mut again = open(&journal).unwrap();
         assert_eq!(again.by_id, it.by_id);
         assert_eq!(again.get("front").unwrap().leave().state, State::Disabled);
         let yard = again.get("yard").unwrap().leave();
         assert_eq!((yard.state, &*yard.error.unwrap().detail), (State::Quarantined, "crashed"));
         again.keep(|id| id != "yard").unwrap();
-        assert_eq!(Holds::open(&journal).unwrap().by_id.keys().collect::<Vec<_>>(), ["front"]);
+        assert_eq!(open(&journal).unwrap().by_id.keys().collect::<Vec<_>>(), ["front"]);
     }
 
     #[test]
@@ -201,10 +199,10 @@ mod tests {
         assert!(!disabled.is_of_another("1f"));
         let old = r#"{"yard": {"why": "quarantined", "since": "", "detail": "crashed"}}"#;
         fs::write(folder.path().join("journal.held"), old).unwrap();
-        let mut it = Holds::open(&journal).unwrap();
+        let mut it = open(&journal).unwrap();
         assert!(!it.get("yard").unwrap().is_of_another("1f"), "an older version did not say");
         it.complete(|id| (id == "yard").then(|| "1f".to_owned())).unwrap();
-        let again = Holds::open(&journal).unwrap();
+        let again = open(&journal).unwrap();
         let yard = again.get("yard").unwrap();
         assert_eq!([yard.is_of_another("1f"), yard.is_of_another("2f")], [false, true]);
     }
@@ -215,9 +213,29 @@ mod tests {
         let journal = folder.path().join("journal.db");
         for damaged in [&b"{\"front\": 1"[..], b"\xff"] {
             fs::write(folder.path().join("journal.held"), damaged).unwrap();
-            assert!(Holds::open(&journal).unwrap().by_id.is_empty());
+            assert!(open(&journal).unwrap().by_id.is_empty());
             let aside = fs::read(folder.path().join("journal.held.damaged")).unwrap();
             assert_eq!(aside, damaged);
+        }
+    }
+
+    #[test]
+    fn an_earlier_version_s_list_is_read_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let journals = ["site.a", "site.b"].map(|it| folder.path().join(it));
+        let text = r#"{"front": {"why": "disabled", "since": "", "detail": ""}}"#;
+        for old in [text, "{"] {
+            fs::write(folder.path().join("site.held"), old).unwrap();
+            for journal in &journals {
+                let mut it = open(journal).unwrap();
+                assert_eq!(it.get("front").is_some(), old == text);
+                it.lift("front").unwrap();
+                assert!(open(journal).unwrap().by_id.is_empty(), "read again");
+            }
+            assert_eq!(fs::read_to_string(folder.path().join("site.held")).unwrap(), old);
+            for journal in &journals {
+                fs::remove_file(Side::new(journal, HELD, true).path()).unwrap();
+            }
         }
     }
 }

@@ -62,13 +62,13 @@ impl Streams {
     /// No stream yet. `dangerous`: those that have crashed the daemon, with how often.
     ///
     /// # Errors
-    /// What is beside the journal cannot be read.
+    /// What follows from that cannot be written down.
     pub(super) fn new(
         plan: &Plan,
+        mut holds: Holds,
         crashes: PathBuf,
         dangerous: &BTreeMap<String, usize>,
     ) -> anyhow::Result<Streams> {
-        let mut holds = Holds::open(&plan.journal.path)?;
         holds.keep(|id| plan.streams.contains_key(id))?;
         let mut streams = Streams {
             running: BTreeMap::new(),

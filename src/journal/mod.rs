@@ -20,6 +20,7 @@ pub mod loss;
 pub mod open;
 pub mod read;
 pub mod retain;
+pub mod side;
 pub mod summary;
 pub mod verify;
 pub mod writer;
@@ -223,6 +224,7 @@ pub fn is_of(file: &Path, journal: &Path) -> bool {
     let is_journal = inode(file).is_some_and(|it| inode(journal) == Some(it));
     is_journal
         || ["", "-wal", "-shm", "-journal", ".lock"].iter().any(|it| same(&beside(journal, it)))
+        || side::KINDS.iter().any(|it| same(&side::path_of(journal, it)))
 }
 
 /// Reads one value of the `meta` table.

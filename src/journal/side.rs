@@ -1,0 +1,145 @@
+//! The small files beside a journal that are named after it: who is held back, what crashed, the socket.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+};
+
+use crate::journal::beside;
+
+/// The list of streams that are held back.
+pub const HELD: &str = "held";
+/// What crashed.
+pub const CRASHES: &str = "crashes";
+/// Where orders are taken.
+pub const SOCKET: &str = "sock";
+/// All of them.
+pub(super) const KINDS: [&str; 3] = [HELD, CRASHES, SOCKET];
+
+/// The file of a kind beside a journal: the whole name of the journal and the kind, so that the files
+/// of `site.a` are not those of `site.b`. Only `journal.db`, the usual name, goes without its ending.
+pub fn path_of(journal: &Path, kind: &str) -> PathBuf {
+    let name = match journal.file_name().and_then(|it| it.to_str()) {
+        Some("journal.db") => Path::new("journal"),
+        // The two change places, or they would meet.
+        Some("journal") => Path::new("journal.db"),
+        _ => journal.file_name().map_or(Path::new(""), Path::new),
+    };
+    beside(&journal.with_file_name(name), &format!(".{kind}"))
+}
+
+/// Whether a daemon has written to this journal before. To be asked before it is opened.
+pub fn is_known(journal: &Path) -> bool {
+    beside(journal, ".lock").exists()
+}
+
+/// One of these files, which is read and written as a whole.
+#[derive(Debug)]
+pub struct Side {
+    path: PathBuf,
+    /// Where earlier versions had it. `None` iff that is the same, or the journal is new.
+    before: Option<PathBuf>,
+}
+
+impl Side {
+    /// The file of a kind. `known`: see [`is_known`].
+    pub fn new(journal: &Path, kind: &str, known: bool) -> Side {
+        let (path, before) = (path_of(journal, kind), journal.with_extension(kind));
+        let before = (known && before != path).then_some(before);
+        Side { path, before }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What is in it, or, as long as it is not there, in the file of earlier versions. That one is left
+    /// alone: it may belong to another journal too. `None` if there is neither.
+    ///
+    /// # Errors
+    /// It is there and cannot be read.
+    pub fn read(&self) -> io::Result<Option<Vec<u8>>> {
+        for path in [Some(&self.path), self.before.as_ref()].into_iter().flatten() {
+            match fs::read(path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                text => return text.map(Some),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether only an earlier version's file is there.
+    pub fn is_old(&self) -> bool {
+        !self.path.exists() && self.before.as_ref().is_some_and(|it| it.exists())
+    }
+
+    /// Writes all of it: whoever reads meets the old text or the new one.
+    ///
+    /// # Errors
+    /// What the file system says. The old text is there still.
+    pub fn write(&self, text: &[u8]) -> io::Result<()> {
+        let new = beside(&self.path, ".new");
+        let mut file = File::create(&new)?;
+        file.write_all(text)?;
+        file.sync_all()?;
+        fs::rename(&new, &self.path)
+    }
+
+    /// Moves it away, as something that cannot be used. Gives where to.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn set_aside(&self) -> io::Result<PathBuf> {
+        let aside = beside(&self.path, ".damaged");
+        match fs::rename(&self.path, &aside) {
+            // It is the one of an earlier version.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(self.path.clone()),
+            done => done.map(|()| aside),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_journals_share_a_file_and_the_usual_name_keeps_its_own() {
+        let names =
+            ["journal.db", "journal", "site.a", "site.b", "site", "site.db", "a.journal.db"];
+        let paths = names.map(|it| path_of(&Path::new("data").join(it), "held"));
+        let shown = paths.clone().map(|it| it.display().to_string());
+        let expected = [
+            "data/journal.held",
+            "data/journal.db.held",
+            "data/site.a.held",
+            "data/site.b.held",
+            "data/site.held",
+            "data/site.db.held",
+            "data/a.journal.db.held",
+        ];
+        assert_eq!(shown, expected);
+        assert_eq!(path_of(Path::new("journal.db"), "sock"), Path::new("journal.sock"));
+    }
+
+    #[test]
+    fn what_an_earlier_version_wrote_is_read_until_something_is_written_and_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        fs::write(at("site.held"), "old").unwrap();
+        let side = |name: &str, known| Side::new(&at(name), "held", known);
+        for name in ["site.a", "site.b", "site.db"] {
+            assert_eq!(side(name, false).read().unwrap(), None, "a new journal has no past");
+            let it = side(name, true);
+            assert!(it.is_old());
+            assert_eq!(it.read().unwrap().as_deref(), Some(&b"old"[..]), "{name}");
+            it.write(name.as_bytes()).unwrap();
+            assert!(!it.is_old());
+            assert_eq!(it.read().unwrap().as_deref(), Some(name.as_bytes()));
+        }
+        assert_eq!(fs::read(at("site.held")).unwrap(), b"old");
+        assert_eq!(side("other", true).read().unwrap(), None);
+    }
+}
