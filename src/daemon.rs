@@ -121,7 +121,7 @@ pub fn run(plan: Plan, options: Options) -> anyhow::Result<()> {
     let known = side::is_known(&plan.journal.path);
     let mut journal = open_journal(&plan)?;
     let beside = |kind| Side::new(&plan.journal.path, kind, known);
-    let (crashes, report) = crashes(&beside(side::CRASHES))?;
+    let (crashes, report) = crashes(&beside(side::CRASHES));
     let holds = Holds::open(beside(side::HELD)).context("the list of disabled streams")?;
     let gpu = match plan.device.device {
         Use::Cpu => GpuStatus::Absent,
@@ -136,7 +136,7 @@ pub fn run(plan: Plan, options: Options) -> anyhow::Result<()> {
     let pipeline = start_pipeline(&plan, loaded, journal, &observer)?;
     observer.pipeline(&pipeline);
     let notify = systemd::Notifier::from_env()?;
-    let streams = Streams::new(&plan, holds, crashes, &report.dangerous)?;
+    let streams = Streams::new(&plan, holds, crashes, &report.dangerous);
     let control = control(options.socket.as_deref(), &plan)?;
     let mut daemon = Daemon {
         plan,
@@ -169,17 +169,22 @@ fn open_journal(plan: &Plan) -> anyhow::Result<Writer> {
 }
 
 /// Says how the last run ended, if it crashed, and watches this one. Gives where that is written down,
-/// and what it says about the streams.
-fn crashes(side: &Side) -> anyhow::Result<(PathBuf, crash::log::Report)> {
+/// and what it says about the streams. It is only a record: a full disk must not keep the daemon from
+/// starting.
+fn crashes(side: &Side) -> (PathBuf, crash::log::Report) {
     let path = side.path().to_owned();
-    let report = crash::log::start(side, SystemTime::now());
-    let report = report.with_context(|| format!("writing {}", path.display()))?;
+    let (report, written) = crash::log::start(side, SystemTime::now());
+    if let Err(error) = written {
+        tracing::error!(%error, file = %path.display(), "this start cannot be written down");
+    }
     if let Some(last) = &report.last {
         let (signal, stream) = (&last.what, last.stream.as_deref().unwrap_or("not known"));
         tracing::error!(signal, stream, "the last run crashed in a thread of this stream");
     }
-    crash::watch(&path)?;
-    Ok((path, report))
+    if let Err(error) = crash::watch(&path) {
+        tracing::error!("if a decoder crashes, nobody will know whose: {error:#}");
+    }
+    (path, report)
 }
 
 /// Listens for orders. By itself a place for the socket is looked for, but not insisted on.

@@ -73,18 +73,18 @@ pub fn parse(bytes: &[u8]) -> Vec<Line> {
 }
 
 /// Notes a start: says what happened before it, and forgets what is too long ago to count. Only for
-/// the one that owns the journal, before [`super::watch`] opens the file.
-///
-/// # Errors
-/// The file cannot be read or written.
-pub fn start(side: &Side, now: SystemTime) -> io::Result<Report> {
-    let mut lines = parse(&side.read()?.unwrap_or_default());
+/// the one that owns the journal, before [`super::watch`] opens the file. What is known is given also
+/// if the file cannot be read or written, together with why.
+pub fn start(side: &Side, now: SystemTime) -> (Report, io::Result<()>) {
+    let mut lines = match side.read() {
+        Ok(text) => parse(&text.unwrap_or_default()),
+        Err(error) => return (Report::default(), Err(error)),
+    };
     let report = report(&lines, now);
     lines.retain(|it| counts(it, now));
     lines.push(Line { at: now, what: START.to_owned(), stream: None });
     let text: String = lines.iter().map(|it| format!("{it}\n")).collect();
-    side.write(text.as_bytes())?;
-    Ok(report)
+    (report, side.write(text.as_bytes()))
 }
 
 /// The crashes of a stream do not count any more.
@@ -158,8 +158,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let side = Side::new(&folder.path().join("journal.db"), CRASHES, true);
         let path = side.path();
-        assert_eq!(start(&side, at(10)).unwrap(), Report::default());
-        let last = |now| start(&side, at(now)).unwrap().last.map(|it| it.to_string());
+        let start = |now| {
+            let (report, written) = start(&side, at(now));
+            written.unwrap();
+            report
+        };
+        assert_eq!(start(10), Report::default());
+        let last = |now| start(now).last.map(|it| it.to_string());
         assert_eq!(last(20), None);
         fs::write(path, b"10 start -\n21 SIGSEGV front\ngarbage\n21 SIG\n\xff\n").unwrap();
         forgive(path, "yard", at(22)).unwrap();
@@ -169,7 +174,7 @@ mod tests {
         let lines =
             ["10 start -", "21 SIGSEGV front", "22 forgiven yard", "30 start -", "40 start -"];
         assert_eq!(text.lines().collect::<Vec<_>>(), lines);
-        start(&side, at(3650)).unwrap();
+        start(3650);
         let text = fs::read_to_string(path).unwrap();
         assert_eq!(text, "3650 start -\n");
     }

@@ -86,17 +86,19 @@ impl Holds {
     /// held back then.
     ///
     /// # Errors
-    /// It is there and can be neither read nor moved.
+    /// It is there and cannot be read: streams would be opened that an operator has disabled.
     pub(super) fn open(side: Side) -> io::Result<Holds> {
         let text = side.read()?.unwrap_or_else(|| b"{}".to_vec());
         let is_old = side.is_old();
         let by_id = match serde_json::from_slice(&text) {
             Ok(by_id) => by_id,
             Err(error) => {
-                let aside = side.set_aside()?;
+                let aside = side.set_aside();
+                let moved_to =
+                    aside.map_or_else(|it| it.to_string(), |it| it.display().to_string());
                 tracing::error!(
                     %error,
-                    moved_to = %aside.display(),
+                    moved_to,
                     "the list of disabled streams cannot be read: all are opened"
                 );
                 BTreeMap::new()
@@ -105,7 +107,7 @@ impl Holds {
         let holds = Holds { side, by_id };
         if is_old {
             // The next start must not read the old one again, which says nothing of what comes now.
-            holds.save()?;
+            noted(holds.save());
         }
         Ok(holds)
     }
@@ -121,6 +123,14 @@ impl Holds {
     pub(super) fn put(&mut self, stream: &str, hold: Hold) -> io::Result<()> {
         self.by_id.insert(stream.to_owned(), hold);
         self.save()
+    }
+
+    /// Takes back what was done to a stream and could not be written down. `before`: what it was.
+    pub(super) fn undo(&mut self, stream: &str, before: Option<Hold>) {
+        match before {
+            Some(hold) => self.by_id.insert(stream.to_owned(), hold),
+            None => self.by_id.remove(stream),
+        };
     }
 
     /// Holds a stream back no more.
@@ -161,6 +171,14 @@ impl Holds {
 
     fn save(&self) -> io::Result<()> {
         self.side.write(serde_json::to_string_pretty(&self.by_id)?.as_bytes())
+    }
+}
+
+/// Says that something holds for this run only. The list is a record, and a full disk must not keep
+/// the daemon from running.
+pub(super) fn noted(done: io::Result<()>) {
+    if let Err(error) = done {
+        tracing::error!(%error, "the list of held streams cannot be written: the next start goes by the old one");
     }
 }
 

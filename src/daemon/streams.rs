@@ -21,7 +21,7 @@ use crate::{
     },
     control::{Action, Answer, Order},
     crash,
-    daemon::holds::{Hold, Holds, Why},
+    daemon::holds::{Hold, Holds, Why, noted},
     frame::State,
     journal::{JournalError, read::Reader},
     ledger::Stream,
@@ -60,16 +60,13 @@ pub(super) struct Streams {
 
 impl Streams {
     /// No stream yet. `dangerous`: those that have crashed the daemon, with how often.
-    ///
-    /// # Errors
-    /// What follows from that cannot be written down.
     pub(super) fn new(
         plan: &Plan,
         mut holds: Holds,
         crashes: PathBuf,
         dangerous: &BTreeMap<String, usize>,
-    ) -> anyhow::Result<Streams> {
-        holds.keep(|id| plan.streams.contains_key(id))?;
+    ) -> Streams {
+        noted(holds.keep(|id| plan.streams.contains_key(id)));
         let mut streams = Streams {
             running: BTreeMap::new(),
             removed: Vec::new(),
@@ -78,14 +75,14 @@ impl Streams {
             holds,
             crashes,
         };
-        streams.quarantine(plan, dangerous)?;
-        Ok(streams)
+        streams.quarantine(plan, dangerous);
+        streams
     }
 
     /// Holds back what has crashed the daemon, unless it was configured otherwise since.
-    fn quarantine(&mut self, plan: &Plan, dangerous: &BTreeMap<String, usize>) -> io::Result<()> {
+    fn quarantine(&mut self, plan: &Plan, dangerous: &BTreeMap<String, usize>) {
         let digest = |id: &str| plan.streams.get(id).map(|it| it.digest(&plan.limits));
-        self.holds.complete(digest)?;
+        noted(self.holds.complete(digest));
         let mut lifted = BTreeSet::new();
         for (id, stream) in &plan.streams {
             let digest = stream.digest(&plan.limits);
@@ -105,9 +102,8 @@ impl Streams {
                 "not opened: it crashed the daemon {count} times within an hour; `ghostwatch \
                  streams enable {id}` opens it again"
             );
-            self.holds.put(id, Hold::quarantined(detail, digest))?;
+            noted(self.holds.put(id, Hold::quarantined(detail, digest)));
         }
-        Ok(())
     }
 
     /// Starts all that are configured.
@@ -198,13 +194,27 @@ impl Streams {
     /// Holds a stream back no more, whatever it has done. What cannot be written down holds for this
     /// run all the same.
     fn lift(&mut self, id: &str) {
+        if let Err(error) = self.forgive(id) {
+            tracing::error!(stream = id, %error, "the next start will hold it back again");
+        }
+    }
+
+    /// The same.
+    ///
+    /// # Errors
+    /// It cannot be written down.
+    fn forgive(&mut self, id: &str) -> io::Result<()> {
         let forgiven = match self.holds.get(id) {
             Some(_) => crash::log::forgive(&self.crashes, id, SystemTime::now()),
             None => Ok(()),
         };
-        if let Err(error) = forgiven.and(self.holds.lift(id)) {
-            tracing::error!(stream = id, %error, "the next start will hold it back again");
-        }
+        forgiven.and(self.holds.lift(id))
+    }
+
+    /// Refuses an order that could not be written down, and that the next start would not follow.
+    fn unwritten(&mut self, id: &str, before: Option<Hold>, error: &io::Error) -> Answer {
+        self.holds.undo(id, before);
+        Answer::Refused(format!("nothing is changed: it could not be written down: {error}"))
     }
 
     /// Carries out an order and answers it.
@@ -241,7 +251,10 @@ impl Streams {
                 Answer::Done(format!("{id} is opened anew"))
             }
             (Action::Enable, Some(_)) => {
-                self.lift(id);
+                let before = self.holds.get(id).cloned();
+                if let Err(error) = self.forgive(id) {
+                    return self.unwritten(id, before, &error);
+                }
                 self.again(id, configured);
                 Answer::Done(format!("{id} is opened again"))
             }
@@ -253,23 +266,19 @@ impl Streams {
     }
 
     fn disable(&mut self, id: &str) -> Answer {
-        if self.is_quarantined(id) {
-            self.lift(id);
-        }
+        let before = self.holds.get(id).cloned();
+        let forgiven = if self.is_quarantined(id) { self.forgive(id) } else { Ok(()) };
         let hold = Hold::disabled();
         let leave = hold.leave();
-        let saved = self.holds.put(id, hold);
+        if let Err(error) = forgiven.and_then(|()| self.holds.put(id, hold)) {
+            return self.unwritten(id, before, &error);
+        }
         if let Some(it) = self.running.get(id) {
             // Set already iff it is quarantined: see `tick`.
             it.leave.set(leave).ok();
             it.stop.cancel();
         }
-        match saved {
-            Ok(()) => Answer::Done(format!("{id} is disabled, until it is enabled again")),
-            Err(error) => Answer::Done(format!(
-                "{id} is disabled until the daemon ends: that could not be written down: {error}"
-            )),
-        }
+        Answer::Done(format!("{id} is disabled, until it is enabled again"))
     }
 
     /// Forgets streams whose last frame is published, and starts those that wait for it. Gives those

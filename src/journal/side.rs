@@ -1,8 +1,9 @@
 //! The small files beside a journal that are named after it: who is held back, what crashed, the socket.
 
 use std::{
-    fs::{self, File},
+    fs::{self, OpenOptions},
     io::{self, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
 };
 
@@ -81,7 +82,9 @@ impl Side {
     /// What the file system says. The old text is there still.
     pub fn write(&self, text: &[u8]) -> io::Result<()> {
         let new = beside(&self.path, ".new");
-        let mut file = File::create(&new)?;
+        // Nobody else has to know what it says of the configuration.
+        let mut options = OpenOptions::new();
+        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;
         file.write_all(text)?;
         file.sync_all()?;
         fs::rename(&new, &self.path)

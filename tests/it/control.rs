@@ -3,7 +3,10 @@
 
 use std::{
     fs,
-    os::unix::{fs::PermissionsExt as _, process::ExitStatusExt as _},
+    os::unix::{
+        fs::{PermissionsExt as _, symlink},
+        process::ExitStatusExt as _,
+    },
     path::Path,
     process::{Child, Output},
     time::{Duration, Instant, SystemTime},
@@ -248,5 +251,43 @@ fn a_quarantine_ends_with_what_it_was_for_also_if_that_was_changed_while_the_dae
     let listen = configure(path, &both("64x48"));
     let child = start(path);
     wait_until("the crashes do not count any more", || 0 < published(&listen, "evil"));
+    drain(child, path);
+}
+
+#[test]
+fn a_full_disk_stops_no_start_but_an_order_that_cannot_be_written_down_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let streams = pattern("evil", "64x48") + &pattern("front", "64x48");
+    let listen = configure(path, &streams);
+    crashed(path, "evil");
+    // What is written first is written here, and the device says that no space is left.
+    let full = ["journal.held.new", "journal.crashes.new"].map(|it| path.join(it));
+    let fill = || full.iter().for_each(|it| symlink("/dev/full", it).unwrap());
+    fill();
+    let child = start(path);
+    wait_until("front labels", || 0 < published(&listen, "front"));
+    assert!(is_in(&listen, "evil", "quarantined"), "it holds for this run");
+    let log = fs::read_to_string(path.join("log")).unwrap();
+    for said in ["this start cannot be written down", "the list of held streams cannot be written"]
+    {
+        assert!(log.contains(said), "{log}");
+    }
+    let refused = |action: &str, id: &str| {
+        let (code, why) = refused(path, &[action, id]);
+        assert!(code == Some(1) && why.contains("No space left"), "{code:?} {why}");
+    };
+    refused("disable", "front");
+    refused("disable", "evil");
+    refused("enable", "evil");
+    let count = published(&listen, "front");
+    wait_until("front goes on", || count + 5 < published(&listen, "front"));
+    assert!(is_in(&listen, "evil", "quarantined"));
+    full.iter().for_each(|it| fs::remove_file(it).unwrap());
+    ordered(path, &["disable", "front"]);
+    wait_until("front is disabled", || is_in(&listen, "front", "disabled"));
+    fill();
+    refused("enable", "front");
+    assert_eq!(ordered(path, &["disable", "front"]), "front is disabled already\n");
     drain(child, path);
 }
