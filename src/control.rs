@@ -7,7 +7,7 @@
 use std::{
     convert::Infallible,
     fs, io,
-    os::unix::fs::PermissionsExt as _,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     sync::mpsc,
     thread::{self, JoinHandle},
@@ -51,14 +51,27 @@ pub fn path_of(journal: &Path) -> PathBuf {
     }
 }
 
-/// Where to look for a daemon with this journal.
-pub fn find(journal: &Path) -> PathBuf {
-    let (beside, system) = (path_of(journal), Path::new("/run/ghostwatch").join(NAME));
-    if !beside.exists() && system.exists() { system } else { beside }
+/// Where to look for a daemon with this journal, one after the other: a socket that is there may be
+/// left over from a daemon that was killed.
+pub fn places(journal: &Path) -> Vec<PathBuf> {
+    let beside = side::path_of(journal, side::SOCKET);
+    let mut places = vec![path_of(journal), beside, Path::new("/run/ghostwatch").join(NAME)];
+    places.dedup();
+    places
 }
 
 /// The socket's name in a folder of its own.
 const NAME: &str = "api.sock";
+
+/// The header in which a request can say which journal the daemon is to have: see [`mark`].
+const JOURNAL: &str = "ghostwatch-journal";
+
+/// What a journal is known by, whatever its path looks like from where one stands: `None` if there is
+/// none.
+fn mark(journal: &Path) -> Option<String> {
+    let it = fs::metadata(journal).ok()?;
+    Some(format!("{}:{}", it.dev(), it.ino()))
+}
 
 /// What can be done to a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,12 +141,12 @@ pub struct Control {
 }
 
 impl Control {
-    /// Listens at `path`. A socket that is there and that nobody listens at is taken to be left over from
-    /// a daemon that was killed.
+    /// Listens at `path` for orders to the daemon with this journal. A socket that is there and that nobody
+    /// listens at is taken to be left over from a daemon that was killed.
     ///
     /// # Errors
     /// The path is too long, something else or somebody is there, or the socket cannot be made.
-    pub fn listen(path: &Path) -> anyhow::Result<Control> {
+    pub fn listen(path: &Path, journal: &Path) -> anyhow::Result<Control> {
         let shown = path.display();
         if PATH_MAX < path.as_os_str().len() {
             bail!("{shown} is longer than the {PATH_MAX} bytes of a unix socket's path");
@@ -146,13 +159,14 @@ impl Control {
         fs::set_permissions(path, fs::Permissions::from_mode(0o600))
             .with_context(|| format!("closing {shown} to others"))?;
         let (orders_tx, orders) = mpsc::sync_channel(ORDERS_MAX);
+        let desk = Desk { orders: orders_tx, journal: journal.to_owned() };
         let stop = CancellationToken::new();
         let stopped = stop.clone();
         let run = move || {
             runtime.block_on(async {
                 tokio::select! {
                     () = stopped.cancelled() => {}
-                    () = accept(listener, orders_tx) => {}
+                    () = accept(listener, desk) => {}
                 }
             });
         };
@@ -199,7 +213,31 @@ fn runtime() -> anyhow::Result<Runtime> {
     builder.enable_io().enable_time().build().context("starting the control socket's runtime")
 }
 
-async fn accept(listener: UnixListener, orders: mpsc::SyncSender<Order>) {
+/// Where orders are taken.
+#[derive(Clone)]
+struct Desk {
+    orders: mpsc::SyncSender<Order>,
+    /// The daemon's.
+    journal: PathBuf,
+}
+
+impl Desk {
+    /// Why a request is for another daemon, if it is.
+    fn misdirected(&self, request: &Request<Incoming>) -> Option<String> {
+        let meant = request.headers().get(JOURNAL)?;
+        let is_mine = mark(&self.journal).is_some_and(|it| it.as_bytes() == meant.as_bytes());
+        let shown = std::path::absolute(&self.journal).unwrap_or(self.journal.clone());
+        (!is_mine).then(|| {
+            let shown = shown.display();
+            format!(
+                "the daemon that listens here writes to another journal, {shown}: nothing is \
+                 changed; name its configuration with --config"
+            )
+        })
+    }
+}
+
+async fn accept(listener: UnixListener, desk: Desk) {
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -217,7 +255,7 @@ async fn accept(listener: UnixListener, orders: mpsc::SyncSender<Order>) {
                 continue;
             }
         }
-        tokio::spawn(serve(stream, orders.clone()));
+        tokio::spawn(serve(stream, desk.clone()));
     }
 }
 
@@ -225,11 +263,14 @@ fn may_order(peer: &UCred) -> bool {
     peer.uid() == 0 || peer.uid() == rustix::process::geteuid().as_raw()
 }
 
-async fn serve(stream: UnixStream, orders: mpsc::SyncSender<Order>) {
+async fn serve(stream: UnixStream, desk: Desk) {
     let service = service_fn(|request: Request<Incoming>| {
-        let orders = orders.clone();
+        let desk = desk.clone();
         async move {
-            let (status, text) = answer(request.method(), request.uri().path(), &orders).await;
+            let (status, text) = match desk.misdirected(&request) {
+                Some(text) => (StatusCode::MISDIRECTED_REQUEST, text),
+                None => answer(request.method(), request.uri().path(), &desk.orders).await,
+            };
             let mut response = Response::new(Full::new(Bytes::from(text + "\n")));
             *response.status_mut() = status;
             Ok::<_, Infallible>(response)
@@ -277,35 +318,71 @@ fn route(path: &str) -> Option<(&str, Action)> {
     Some((stream, Action::ALL.into_iter().find(|it| it.name() == action)?))
 }
 
-/// Gives an order to the daemon that listens at `path`, and waits for its answer.
+/// Gives an order to the daemon with this journal, which listens at one of `places`, and waits for its
+/// answer. A journal that is not there is not insisted on: a daemon under systemd has its own by default.
 ///
 /// # Errors
 /// Nobody listens there, or it does not answer.
-pub fn order(path: &Path, action: Action, stream: &str) -> anyhow::Result<Answer> {
+pub fn order(
+    places: &[PathBuf],
+    journal: &Path,
+    action: Action,
+    stream: &str,
+) -> anyhow::Result<Answer> {
     runtime()?.block_on(async {
-        let ask = ask(path, action, stream);
+        let ask = ask_one(places, journal, action, stream);
         time::timeout(2 * ANSWER_MAX, ask).await.context("the daemon does not answer")?
     })
 }
 
-async fn ask(path: &Path, action: Action, stream: &str) -> anyhow::Result<Answer> {
-    let connected = UnixStream::connect(path).await.map_err(|error| {
+async fn ask_one(
+    places: &[PathBuf],
+    journal: &Path,
+    action: Action,
+    stream: &str,
+) -> anyhow::Result<Answer> {
+    let mut other = None;
+    for path in places {
         let shown = path.display();
-        match error.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-                anyhow::anyhow!("no daemon listens at {shown}; is it running with this journal?")
-            }
-            io::ErrorKind::PermissionDenied => anyhow::anyhow!(
-                "{shown}: only root and the user that the daemon runs as may give orders"
-            ),
-            _ => anyhow::anyhow!("{shown}: {error}"),
+        let connected = match UnixStream::connect(path).await {
+            Ok(connected) => connected,
+            Err(error) => match error.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => continue,
+                io::ErrorKind::PermissionDenied => {
+                    bail!("{shown}: only root and the user that the daemon runs as may give orders")
+                }
+                _ => bail!("{shown}: {error}"),
+            },
+        };
+        match ask(connected, mark(journal), action, stream).await? {
+            (StatusCode::OK, text) => return Ok(Answer::Done(text)),
+            (StatusCode::NOT_FOUND, text) => return Ok(Answer::Unknown(text)),
+            (StatusCode::CONFLICT, text) => return Ok(Answer::Refused(text)),
+            (StatusCode::MISDIRECTED_REQUEST, text) => other = Some(format!("{shown}: {text}")),
+            (status, text) => bail!("{text} ({status})"),
         }
-    })?;
+    }
+    other.map(Answer::Refused).ok_or_else(|| {
+        let shown: Vec<_> = places.iter().map(|it| it.display().to_string()).collect();
+        let shown = shown.join(" or ");
+        anyhow::anyhow!("no daemon listens at {shown}; is it running with this journal?")
+    })
+}
+
+async fn ask(
+    connected: UnixStream,
+    journal: Option<String>,
+    action: Action,
+    stream: &str,
+) -> anyhow::Result<(StatusCode, String)> {
     let (mut sender, connection) = client::conn::http1::handshake(TokioIo::new(connected)).await?;
-    let request = Request::post(format!("/api/v1/streams/{stream}/{}", action.name()))
+    let mut request = Request::post(format!("/api/v1/streams/{stream}/{}", action.name()))
         .header("host", "localhost")
-        .header("connection", "close")
-        .body(Empty::<Bytes>::new())?;
+        .header("connection", "close");
+    if let Some(journal) = journal {
+        request = request.header(JOURNAL, journal);
+    }
+    let request = request.body(Empty::<Bytes>::new())?;
     let connection = tokio::spawn(connection);
     let response =
         sender.send_request(request).await.context("the daemon closed the connection")?;
@@ -313,75 +390,9 @@ async fn ask(path: &Path, action: Action, stream: &str) -> anyhow::Result<Answer
     let body = response.into_body().collect().await?.to_bytes();
     drop(sender);
     connection.await.context("the connection's task")??;
-    let text = String::from_utf8_lossy(&body).trim_end().to_owned();
-    match status {
-        StatusCode::OK => Ok(Answer::Done(text)),
-        StatusCode::NOT_FOUND => Ok(Answer::Unknown(text)),
-        StatusCode::CONFLICT => Ok(Answer::Refused(text)),
-        _ => bail!("{text} ({status})"),
-    }
+    Ok((status, String::from_utf8_lossy(&body).trim_end().to_owned()))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn paths_name_a_stream_and_an_action() {
-        assert_eq!(route("/api/v1/streams/front/restart"), Some(("front", Action::Restart)));
-        assert_eq!(route("/api/v1/streams/a/disable"), Some(("a", Action::Disable)));
-        for path in ["/", "/api/v1/streams/front", "/api/v1/streams/front/x", "/front/restart"] {
-            assert_eq!(route(path), None, "{path}");
-        }
-    }
-
-    #[test]
-    fn an_order_reaches_the_loop_and_its_answer_comes_back() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("journal.sock");
-        // Left over from a daemon that was killed.
-        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-        let control = Control::listen(&path).unwrap();
-        let mode = fs::metadata(&path).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o600);
-        let answers = [
-            Answer::Done("done".to_owned()),
-            Answer::Unknown("no".to_owned()),
-            Answer::Refused("not now".to_owned()),
-        ];
-        thread::scope(|scope| {
-            let asking = scope.spawn(|| Action::ALL.map(|it| order(&path, it, "front").unwrap()));
-            for (action, answer) in Action::ALL.into_iter().zip(&answers) {
-                let order = loop {
-                    match control.next() {
-                        Some(order) => break order,
-                        None => thread::yield_now(),
-                    }
-                };
-                assert_eq!((order.action, &*order.stream), (action, "front"));
-                order.answer(answer.clone());
-            }
-            assert_eq!(asking.join().unwrap(), answers);
-        });
-        drop(control);
-        assert!(!path.exists());
-        let error = order(&path, Action::Restart, "front").unwrap_err().to_string();
-        assert!(error.contains("no daemon listens at"), "{error}");
-    }
-
-    #[test]
-    fn what_cannot_be_a_socket_is_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("file");
-        fs::write(&path, "precious").unwrap();
-        let error = |path: &Path| Control::listen(path).err().unwrap().to_string();
-        assert!(error(&path).ends_with("is there and is no socket"), "{}", error(&path));
-        assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
-        let taken = folder.path().join("taken");
-        let _other = std::os::unix::net::UnixListener::bind(&taken).unwrap();
-        assert!(error(&taken).contains("somebody listens at"), "{}", error(&taken));
-        assert!(taken.exists());
-        let long = folder.path().join("a".repeat(120));
-        assert!(error(&long).contains("107 bytes"), "{}", error(&long));
-    }
-}
+#[path = "control_tests.rs"]
+mod tests;

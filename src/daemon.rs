@@ -190,9 +190,9 @@ fn crashes(side: &Side) -> (PathBuf, crash::log::Report) {
 /// Listens for orders. By itself a place for the socket is looked for, but not insisted on.
 fn control(socket: Option<&Path>, plan: &Plan) -> anyhow::Result<Option<Control>> {
     if let Some(path) = socket {
-        return Control::listen(path).map(Some);
+        return Control::listen(path, &plan.journal.path).map(Some);
     }
-    match Control::listen(&control::path_of(&plan.journal.path)) {
+    match Control::listen(&control::path_of(&plan.journal.path), &plan.journal.path) {
         Ok(control) => Ok(Some(control)),
         Err(error) => {
             tracing::warn!("no orders can be given to this daemon: {error:#}; see --socket");

@@ -88,8 +88,8 @@ pub fn run(args: &Args, journal: &Path, socket: Option<&Path>) -> anyhow::Result
     if !is_id(id) {
         return Err(Exit::wrong(format!("{:?} is no stream id: {ID}", escape(id))));
     }
-    let socket = socket.map_or_else(|| control::find(journal), Path::to_owned);
-    match control::order(&socket, action, id)? {
+    let places = socket.map_or_else(|| control::places(journal), |it| vec![it.to_owned()]);
+    match control::order(&places, journal, action, id)? {
         Answer::Done(text) => writeln!(io::stdout(), "{}", escape(&text))?,
         Answer::Unknown(text) => return Err(Exit::wrong(escape(&text))),
         Answer::Refused(text) => return Err(Exit::failed(escape(&text))),
