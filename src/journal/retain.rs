@@ -3,7 +3,8 @@
 //! Events carry the wall clock's time of their appending. When that clock is set while the journal is
 //! open, the step is noted with the first sequence number after it, so that events on either side have
 //! the age that they would have without it: a clock that runs an hour ahead for a minute deletes
-//! nothing, and neither does one that is set from 1970 to the present.
+//! nothing, and neither does one that is set from 1970 to the present. What happened to the clock while
+//! the journal was closed is not known but where time cannot have passed so: see [`while_closed`].
 
 use std::time::Duration;
 
@@ -11,6 +12,9 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 /// A difference between the clocks that is smaller is no step.
 const STEP_MIN_US: i64 = 1_000_000;
+
+/// 2020 by the wall clock: nothing was written with this program before.
+const FIRST_US: i64 = 1_577_836_800_000_000;
 
 /// More steps than this are put together.
 const STEPS_MAX: usize = 64;
@@ -33,6 +37,9 @@ pub(super) struct Steps {
     steps: Vec<(u64, i64)>,
     /// The wall clock less the monotonic one, in microseconds, as it was last looked at.
     before: Option<i64>,
+    /// When the last event was appended, by the wall clock of then. `None` iff there is none, or the
+    /// clocks were looked at since.
+    last: Option<i64>,
     /// Whether the journal has them all.
     pub(super) is_noted: bool,
 }
@@ -47,7 +54,9 @@ impl Steps {
             Some((seq.parse().ok()?, step.parse().ok()?))
         };
         let steps = text.iter().flat_map(|it| it.split(' ')).filter_map(step).collect();
-        Ok(Steps { steps, before: None, is_noted: true })
+        let sql = "SELECT appended_us FROM event ORDER BY seq DESC LIMIT 1";
+        let last = connection.query_row(sql, [], |row| row.get(0)).optional()?;
+        Ok(Steps { steps, before: None, last, is_noted: true })
     }
 
     /// Notes them for the next time.
@@ -64,7 +73,9 @@ impl Steps {
     /// Compares the clocks, both in microseconds; the next event will get the number `next`.
     pub(super) fn look(&mut self, wall: i64, mono: i64, (oldest, next): (u64, u64)) {
         let now = wall.saturating_sub(mono);
-        let step = now.saturating_sub(*self.before.get_or_insert(now));
+        let closed = self.last.take().map_or(0, |last| while_closed(last, wall));
+        let step = self.before.map_or(closed, |before| now.saturating_sub(before));
+        self.before.get_or_insert(now);
         if step.unsigned_abs() < STEP_MIN_US.unsigned_abs() {
             return;
         }
@@ -92,6 +103,13 @@ impl Steps {
         let by = later().fold(0_i64, |sum, it| sum.saturating_add(it.1));
         (by, later().next().map_or(u64::MAX, |it| it.0))
     }
+}
+
+/// By how much the wall clock was surely set between the last event and the opening of the journal: a
+/// host that starts in 1970 is behind its last event, and one that was in 1970 and is not any more has
+/// not been off for all the years between. Such events count as young at the opening.
+fn while_closed(last: i64, now: i64) -> i64 {
+    if now < last || (last < FIRST_US && FIRST_US <= now) { now.saturating_sub(last) } else { 0 }
 }
 
 /// The first event in `oldest..end` that was appended at or after the cut-off, or `end`.
@@ -131,6 +149,18 @@ mod tests {
         // Two steps without an event in between are one.
         it.look(6 * HOUR + 40, 40, (12, 20));
         assert_eq!(it.since(12), (0, 20));
+    }
+
+    #[test]
+    fn a_clock_that_was_set_while_the_journal_was_closed_shows_by_what_cannot_be() {
+        let year = 365 * 24 * HOUR;
+        let (in_1970, in_2026) = (HOUR, 56 * year);
+        let set = |last, now| while_closed(last, now);
+        assert_eq!(set(in_2026, in_2026 + year), 0, "it may have been off for a year");
+        assert_eq!(set(in_2026, in_2026 - HOUR), -HOUR);
+        assert_eq!(set(in_2026, in_1970), in_1970 - in_2026);
+        assert_eq!(set(in_1970, in_2026), in_2026 - in_1970);
+        assert_eq!(set(in_1970, 2 * in_1970), 0);
     }
 
     #[test]

@@ -484,5 +484,8 @@ pub(super) fn micros_now() -> i64 {
 }
 
 #[cfg(test)]
+#[path = "writer_clock_tests.rs"]
+mod clock_tests;
+#[cfg(test)]
 #[path = "writer_tests.rs"]
 mod tests;

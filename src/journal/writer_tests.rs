@@ -15,7 +15,7 @@ use crate::{
     },
 };
 
-fn folder() -> (TempDir, PathBuf) {
+pub(super) fn folder() -> (TempDir, PathBuf) {
     let it = tempfile::tempdir().unwrap();
     let path = it.path().join("sub/journal.db");
     (it, path)
@@ -36,7 +36,7 @@ fn event(bytes: usize) -> Event {
     }
 }
 
-fn append(writer: &mut Writer, count: usize) -> Committed {
+pub(super) fn append(writer: &mut Writer, count: usize) -> Committed {
     let mut events = vec![event(900); count];
     let it = writer.append(&mut events).unwrap();
     assert!(events.is_empty());
@@ -47,7 +47,7 @@ fn open(path: &Path) -> Writer {
     Writer::open(path, Retain::default()).unwrap()
 }
 
-fn page(path: &Path, after: u64) -> crate::journal::read::Page {
+pub(super) fn page(path: &Path, after: u64) -> crate::journal::read::Page {
     Reader::open(path).unwrap().page(after, &Filter::default(), 1000).unwrap()
 }
 
@@ -107,45 +107,6 @@ fn retention_by_bytes_bounds_the_file_and_reports_what_expired() {
     assert_eq!(page.records[0].seq, stats.oldest);
     drop(writer);
     assert!(fs::metadata(&path).unwrap().len() <= bytes + 512 * 1024);
-}
-
-thread_local! {
-    /// By how much this test's wall clock was set, in microseconds.
-    static SET: std::cell::Cell<i64> = const { std::cell::Cell::new(0) };
-}
-
-#[test]
-fn retention_by_age_does_not_follow_a_host_clock_that_is_set() {
-    const MINUTE: i64 = 60_000_000;
-    let (_folder, path) = folder();
-    let retain = Retain { age: Some(Duration::from_secs(600)), ..Retain::default() };
-    let open = || {
-        let mut writer = Writer::open(&path, retain).unwrap();
-        writer.wall = || micros_now() + SET.get();
-        writer
-    };
-    let oldest = |writer: &mut Writer| {
-        writer.looked = None;
-        while writer.maintain().unwrap() {}
-        writer.stats().oldest
-    };
-    let mut writer = open();
-    append(&mut writer, 100);
-    for set in [60, 0, -60, 0, 60] {
-        SET.set(set * MINUTE);
-        assert_eq!(oldest(&mut writer), 1, "set by {set} minutes");
-        append(&mut writer, 10);
-    }
-    // What was set is known after a restart.
-    drop(writer);
-    let mut writer = open();
-    assert_eq!(oldest(&mut writer), 1);
-    let numbers: Vec<_> = page(&path, 0).records.iter().map(|it| it.seq).collect();
-    assert_eq!(numbers, (1..=150).collect::<Vec<_>>(), "order is by number");
-    // Eleven minutes that have passed and are no step: all are too old, on both sides of each.
-    writer.steps = Steps::noted(&writer.connection).unwrap();
-    SET.set(71 * MINUTE);
-    assert_eq!(oldest(&mut writer), 151);
 }
 
 #[test]
