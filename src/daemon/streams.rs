@@ -9,9 +9,10 @@ use std::{
     io,
     path::PathBuf,
     sync::{Arc, OnceLock},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
+use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -22,12 +23,13 @@ use crate::{
     control::{Action, Answer, Order},
     crash,
     daemon::holds::{Hold, Holds, Why, noted},
-    frame::State,
+    edge::WhenFull,
+    frame::{Code, State},
     journal::{JournalError, read::Reader},
     ledger::Stream,
     observe::Observer,
     pipeline::Pipeline,
-    source::{self, gate::Gate, gst::GstOpener, supervise::Leave},
+    source::{self, Opener, Source, SourceError, gate::Gate, gst::GstOpener, supervise::Leave},
 };
 
 /// What streams are started in.
@@ -51,6 +53,8 @@ pub(super) struct Streams {
     removed: Vec<Arc<Stream>>,
     /// Streams that start once their namesakes in `removed` have settled.
     waiting: BTreeMap<String, StreamPlan>,
+    /// Streams that are not configured any more and of which that may not have been said yet.
+    leaving: BTreeSet<String>,
     /// Who may connect now, over all streams.
     gate: Arc<Gate>,
     holds: Holds,
@@ -71,6 +75,7 @@ impl Streams {
             running: BTreeMap::new(),
             removed: Vec::new(),
             waiting: plan.streams.clone(),
+            leaving: held_before(plan),
             gate: Arc::default(),
             holds,
             crashes,
@@ -174,6 +179,7 @@ impl Streams {
             self.waiting.remove(id);
             self.lift(id);
             self.remove(id, Leave::default());
+            self.leaving.insert(id.clone());
         }
         for id in &changes.changed {
             if self.is_quarantined(id) {
@@ -288,9 +294,13 @@ impl Streams {
             let settled = !world.pipeline.is_running(&it.id) && it.is_settled();
             if settled {
                 world.observer.remove(it);
+                if it.state() == State::Removed {
+                    self.leaving.remove(&it.id);
+                }
             }
             !settled
         });
+        self.take_leave(world);
         // One whose source had ended before it was held back says so by a source that opens nothing.
         let silent = |id: &&String| match (self.holds.get(id), self.running.get(*id)) {
             (Some(hold), Some(it)) => {
@@ -315,14 +325,77 @@ impl Streams {
         failed
     }
 
-    /// Whether a stream is to be started yet.
+    /// Says of the streams whose sources had ended before they were taken out that they are gone.
+    fn take_leave(&mut self, world: &mut World<'_>) {
+        for id in std::mem::take(&mut self.leaving) {
+            if self.removed.iter().any(|it| it.id == id) {
+                self.leaving.insert(id);
+                continue;
+            }
+            // One that has come back says so itself.
+            if world.plan.streams.contains_key(&id) {
+                continue;
+            }
+            let stream = Arc::new(Stream::new(&id));
+            let settings = source::Settings {
+                max_fps: None,
+                looped: false,
+                start_time: None,
+                max_clock_offset: Duration::ZERO,
+                first_epoch: 0,
+                gate: self.gate.clone(),
+                leave: Arc::default(),
+            };
+            let (opener, edge) = (Box::new(Gone), (WhenFull::Block, 1));
+            let said = world.pipeline.add_source(opener, stream.clone(), settings, edge, |added| {
+                added.stop.cancel();
+            });
+            match said {
+                Ok(_) => self.removed.push(stream),
+                Err(error) => tracing::error!(stream = id, "its end cannot be told: {error:#}"),
+            }
+        }
+    }
+
+    /// Whether something is to be started yet.
     pub(super) fn is_starting(&self) -> bool {
-        !self.waiting.is_empty()
+        !self.waiting.is_empty() || !self.leaving.is_empty()
     }
 
     /// The accounts of all streams, also those that were taken out and have not settled yet.
     pub(super) fn into_accounts(self) -> Vec<Arc<Stream>> {
         self.running.into_values().map(|it| it.stream).chain(self.removed).collect()
+    }
+}
+
+/// What opens nothing: all that is to be said of its stream is that it is gone.
+struct Gone;
+
+impl Opener for Gone {
+    fn open(&mut self) -> Result<Box<dyn Source>, SourceError> {
+        Err(SourceError { code: Code::Error, detail: "it is not configured any more".to_owned() })
+    }
+
+    fn is_live(&self) -> bool {
+        true
+    }
+}
+
+/// The streams that were held back in the last run and are not configured any more. The others have
+/// said themselves what became of them.
+fn held_before(plan: &Plan) -> BTreeSet<String> {
+    let held = |json: String| {
+        let event: Value = serde_json::from_str(&json).ok()?;
+        let (id, state) = (event["data"]["stream"].as_str()?, event["data"]["state"].as_str()?);
+        let held = [Why::Disabled, Why::Quarantined].iter().any(|it| it.name() == state);
+        (held && !plan.streams.contains_key(id)).then(|| id.to_owned())
+    };
+    match Reader::open(&plan.journal.path).and_then(|it| it.last_states()) {
+        Ok(states) => states.into_iter().filter_map(held).collect(),
+        Err(error) => {
+            tracing::warn!(%error, "which streams were held back before is not known");
+            BTreeSet::new()
+        }
     }
 }
 

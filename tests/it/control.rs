@@ -17,7 +17,7 @@ use serde_json::Value;
 use crate::{
     end_to_end::{
         FRAME, STATE, account, clip, configure, drain, events, get, ghostwatch, published, said,
-        start,
+        signal, start,
     },
     support::{wait_until, within},
     support_rtsp::{Media, Server},
@@ -290,4 +290,49 @@ fn a_full_disk_stops_no_start_but_an_order_that_cannot_be_written_down_is_refuse
     refused("enable", "front");
     assert_eq!(ordered(path, &["disable", "front"]), "front is disabled already\n");
     drain(child, path);
+}
+
+#[test]
+fn a_held_stream_that_is_taken_out_says_that_it_is_gone() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let clip = format!("  clip: {{url: \"{}\"}}\n", clip("carphone_pristine.mp4"));
+    let ids = ["evil", "front", "later"];
+    let streams = ids.map(|it| pattern(it, "64x48")).concat() + &pattern("good", "64x48") + &clip;
+    let listen = configure(path, &streams);
+    crashed(path, "evil");
+    let child = start(path);
+    wait_until("evil is quarantined", || is_in(&listen, "evil", "quarantined"));
+    for id in ["front", "later"] {
+        ordered(path, &["disable", id]);
+        wait_until("it is disabled", || is_in(&listen, id, "disabled"));
+    }
+    wait_until("the end of the clip", || is_in(&listen, "clip", "ended"));
+    // While the daemon runs.
+    let text = fs::read_to_string(path.join("config.yaml")).unwrap();
+    let without = |text: &str, ids: &[&str]| {
+        let is_kept = |line: &&str| !ids.iter().any(|it| line.starts_with(&format!("  {it}:")));
+        text.lines().filter(is_kept).map(|it| format!("{it}\n")).collect::<String>()
+    };
+    let text = without(&text, &["evil", "front", "clip"]);
+    fs::write(path.join("config.yaml"), &text).unwrap();
+    signal(&child, "HUP");
+    let gone = |id: &str| states(&events(path), id).last() == Some(&"removed");
+    for id in ["evil", "front", "clip"] {
+        wait_until(id, || gone(id));
+    }
+    let metrics = get(&listen, "/metrics").unwrap();
+    assert!(!metrics.contains("stream=\"front\""), "{metrics}");
+    drain(child, path);
+    // And while it does not.
+    assert!(!gone("later"));
+    fs::write(path.join("config.yaml"), without(&text, &["later"])).unwrap();
+    let child = start(path);
+    wait_until("later", || gone("later"));
+    let table = ordered(path, &[]);
+    let shown: Vec<_> = table.lines().filter_map(|it| it.split_whitespace().next()).collect();
+    assert_eq!(shown, ["STREAM", "good"], "{table}");
+    drain(child, path);
+    let once = |id: &str| states(&events(path), id).iter().filter(|it| **it == "removed").count();
+    assert_eq!(["evil", "front", "clip", "later"].map(once), [1, 1, 1, 1]);
 }
