@@ -337,10 +337,7 @@ impl Daemon {
             self.notify.watchdog();
         }
         let Daemon { streams, pipeline, observer, plan, .. } = self;
-        for id in streams.tick(&mut World { pipeline, observer, plan }) {
-            // The next reload sees it as new and tries again.
-            self.plan.streams.remove(&id);
-        }
+        streams.tick(&mut World { pipeline, observer, plan });
         let failed = self.sinks.tick(&self.plan);
         self.plan.sinks.retain(|it| !failed.contains(&it.name));
     }

@@ -141,6 +141,16 @@ impl Observer {
         locked(&self.streams).remove(&stream.id);
     }
 
+    /// A stream could not be started, which is all that there is to show of it.
+    pub fn not_started(&self, stream: &str, why: String) {
+        locked(&self.streams).insert(stream.to_owned(), Some(why));
+    }
+
+    /// There is nothing more to be said of a stream that is not shown any more.
+    pub fn forget(&self, stream: &str) {
+        locked(&self.streams).remove(stream);
+    }
+
     /// Whether every lane is ready for its first batch.
     pub fn is_warm(&self) -> bool {
         locked(&self.cold).is_empty()

@@ -9,7 +9,7 @@ use std::{
     io,
     path::PathBuf,
     sync::{Arc, OnceLock},
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use serde_json::Value;
@@ -46,6 +46,10 @@ struct Running {
     leave: Arc<OnceLock<Leave>>,
 }
 
+/// When a stream that could not be started is tried again: what was in the way may be short-lived, such
+/// as a lack of file descriptors.
+const AGAIN_AFTER: Duration = Duration::from_secs(5);
+
 /// All streams.
 pub(super) struct Streams {
     running: BTreeMap<String, Running>,
@@ -53,6 +57,8 @@ pub(super) struct Streams {
     removed: Vec<Arc<Stream>>,
     /// Streams that start once their namesakes in `removed` have settled.
     waiting: BTreeMap<String, StreamPlan>,
+    /// When to try those of them again that could not be started.
+    later: BTreeMap<String, Instant>,
     /// Streams that are not configured any more and of which that may not have been said yet.
     leaving: BTreeSet<String>,
     /// Who may connect now, over all streams.
@@ -75,6 +81,7 @@ impl Streams {
             running: BTreeMap::new(),
             removed: Vec::new(),
             waiting: plan.streams.clone(),
+            later: BTreeMap::new(),
             leaving: held_before(plan),
             gate: Arc::default(),
             holds,
@@ -170,6 +177,7 @@ impl Streams {
     fn again(&mut self, id: &str, plan: &StreamPlan) {
         self.remove(id, Leave { state: State::Connecting, error: None });
         self.waiting.insert(id.to_owned(), plan.clone());
+        self.later.remove(id);
     }
 
     /// Follows a changed configuration. A stream that is changed is not quarantined any more: what
@@ -177,6 +185,7 @@ impl Streams {
     pub(super) fn apply(&mut self, changes: &Changes, plan: &Plan) {
         for id in &changes.removed {
             self.waiting.remove(id);
+            self.later.remove(id);
             self.lift(id);
             self.remove(id, Leave::default());
             self.leaving.insert(id.clone());
@@ -287,9 +296,8 @@ impl Streams {
         Answer::Done(format!("{id} is disabled, until it is enabled again"))
     }
 
-    /// Forgets streams whose last frame is published, and starts those that wait for it. Gives those
-    /// that could not be started; why is in the log.
-    pub(super) fn tick(&mut self, world: &mut World<'_>) -> Vec<String> {
+    /// Forgets streams whose last frame is published, and starts those that wait for it.
+    pub(super) fn tick(&mut self, world: &mut World<'_>) {
         self.removed.retain(|it| {
             let settled = !world.pipeline.is_running(&it.id) && it.is_settled();
             if settled {
@@ -312,17 +320,29 @@ impl Streams {
         for id in silent {
             self.again(&id, &world.plan.streams[&id]);
         }
-        let settled = |id: &String| !self.removed.iter().any(|it| it.id == *id);
-        let ready: Vec<_> = self.waiting.keys().filter(|it| settled(it)).cloned().collect();
-        let mut failed = Vec::new();
+        self.start_waiting(world);
+    }
+
+    /// Starts what waits and can be started now. What fails is tried again.
+    fn start_waiting(&mut self, world: &mut World<'_>) {
+        let now = Instant::now();
+        let ready = |id: &&String| {
+            let settled = !self.removed.iter().any(|it| it.id == **id);
+            settled && self.later.get(*id).is_none_or(|it| *it <= now)
+        };
+        let ready: Vec<_> = self.waiting.keys().filter(ready).cloned().collect();
         for id in ready {
             let plan = self.waiting.remove(&id).expect("the key was just seen");
-            if let Err(error) = self.add(&id, plan, world) {
-                tracing::error!(stream = id, "cannot be started: {error:#}");
-                failed.push(id);
+            self.later.remove(&id);
+            if let Err(error) = self.add(&id, plan.clone(), world) {
+                let seconds = AGAIN_AFTER.as_secs();
+                let why = format!("cannot be started, tried again every {seconds} s: {error:#}");
+                tracing::error!(stream = id, "{why}");
+                world.observer.not_started(&id, why);
+                self.later.insert(id.clone(), now + AGAIN_AFTER);
+                self.waiting.insert(id, plan);
             }
         }
-        failed
     }
 
     /// Says of the streams whose sources had ended before they were taken out that they are gone.
@@ -336,6 +356,8 @@ impl Streams {
             if world.plan.streams.contains_key(&id) {
                 continue;
             }
+            // It is said of one that could never be started, too.
+            world.observer.forget(&id);
             let stream = Arc::new(Stream::new(&id));
             let settings = source::Settings {
                 max_fps: None,

@@ -336,3 +336,27 @@ fn a_held_stream_that_is_taken_out_says_that_it_is_gone() {
     let once = |id: &str| states(&events(path), id).iter().filter(|it| **it == "removed").count();
     assert_eq!(["evil", "front", "clip", "later"].map(once), [1, 1, 1, 1]);
 }
+
+#[test]
+fn a_stream_that_cannot_be_started_again_is_tried_until_it_can() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let streams = pattern("front", "64x48") + &pattern("good", "64x48");
+    let listen = configure(path, &streams);
+    let child = start(path);
+    wait_until("front labels", || 0 < published(&listen, "front"));
+    // A stream's epoch is looked up in the journal, which is not found now.
+    fs::rename(path.join("journal.db"), path.join("away.db")).unwrap();
+    assert_eq!(ordered(path, &["restart", "front"]), "front is opened anew\n");
+    let why = "stream front: cannot be started";
+    wait_until("it is told", || get(&listen, "/readyz?verbose").is_some_and(|it| it.contains(why)));
+    let log = fs::read_to_string(path.join("log")).unwrap();
+    assert!(log.contains("cannot be started, tried again every 5 s"), "{log}");
+    fs::rename(path.join("away.db"), path.join("journal.db")).unwrap();
+    wait_until("front labels again", || 0 < published(&listen, "front"));
+    assert!(!get(&listen, "/readyz?verbose").unwrap().contains(why));
+    drain(child, path);
+    let events = events(path);
+    account(&events);
+    assert_eq!(states(&events, "front")[2..], ["connecting", "up", "removed"]);
+}
