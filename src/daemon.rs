@@ -322,6 +322,11 @@ impl Daemon {
             self.tick();
         }
         let finish = self.options.once && !signals.stop.load(Relaxed) && failed.is_none();
+        if let Some(held) = self.streams.held(&self.plan).filter(|_| finish) {
+            // Also after an operator's order: whoever goes by the exit code takes 0 for all files.
+            unread = unread.or_else(|| Some(Exit::failed(format!("not classified: {held}"))));
+            tracing::warn!("not classified: {held}; `ghostwatch streams enable` opens it again");
+        }
         self.drain(failed.or(unread), finish)
     }
 

@@ -20,7 +20,8 @@ pub struct Args {
     /// Streams to classify without a configuration file; labels go to the terminal.
     #[arg(value_name = "URL")]
     urls: Vec<String>,
-    /// End when all files have ended and the sinks have their events; exit code 1 if one stays behind.
+    /// End when all files have ended and the sinks have their events; exit code 1 if one stays behind or
+    /// a file was not classified.
     #[arg(long)]
     once: bool,
     /// Print labels on standard output with a configuration file too.

@@ -379,6 +379,16 @@ impl Streams {
         }
     }
 
+    /// Which streams are held back, and why, in words. `None` iff there are none.
+    pub(super) fn held(&self, plan: &Plan) -> Option<String> {
+        let held = |id: &String| {
+            let why = self.holds.get(id)?.why.name();
+            Some(format!("{id} is {why}"))
+        };
+        let held: Vec<_> = plan.streams.keys().filter_map(held).collect();
+        (!held.is_empty()).then(|| held.join(", "))
+    }
+
     /// Whether something is to be started yet.
     pub(super) fn is_starting(&self) -> bool {
         !self.waiting.is_empty() || !self.leaving.is_empty()

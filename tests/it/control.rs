@@ -211,6 +211,12 @@ fn a_stream_that_crashes_the_daemon_three_times_is_quarantined_and_the_others_la
     assert!(detail.contains("ghostwatch streams enable evil"), "{detail}");
 }
 
+fn ready(listen: &str) {
+    wait_until("the daemon is ready", || {
+        get(listen, "/readyz").is_some_and(|it| it.starts_with("HTTP/1.1 200"))
+    });
+}
+
 /// A stream of a test pattern.
 fn pattern(id: &str, size: &str) -> String {
     format!("  {id}: {{url: \"test:?size={size}&fps=20\", realtime: true}}\n")
@@ -359,4 +365,33 @@ fn a_stream_that_cannot_be_started_again_is_tried_until_it_can() {
     let events = events(path);
     account(&events);
     assert_eq!(states(&events, "front")[2..], ["connecting", "up", "removed"]);
+}
+
+#[test]
+fn once_fails_if_a_file_was_not_classified_because_it_is_held_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let file = |id: &str| format!("  {id}: {{url: \"{}\"}}\n", clip("carphone_pristine.mp4"));
+    let other = pattern("other", "64x48");
+    let listen = configure(path, &(file("off") + &other));
+    let child = start(path);
+    ready(&listen);
+    ordered(path, &["disable", "off"]);
+    drain(child, path);
+    let once = |streams: &str| {
+        configure(path, streams);
+        let output = ghostwatch(path).args(["run", "--once"]).output().unwrap();
+        (output.status.code(), said(&output))
+    };
+    let (code, why) = once(&(file("good") + &file("off")));
+    assert!(code == Some(1) && why.contains("not classified: off is disabled"), "{code:?} {why}");
+    crashed(path, "evil");
+    let (code, why) = once(&(file("evil") + &file("good") + &file("off")));
+    let expected = "ghostwatch: not classified: evil is quarantined, off is disabled\n";
+    assert!(code == Some(1) && why.ends_with(expected), "{code:?} {why}");
+    let (code, why) = once(&file("good"));
+    assert_eq!(code, Some(0), "{why}");
+    let events = events(path);
+    let (decoded, published) = account(&events)["good"];
+    assert!(0 < decoded && decoded == published, "{published} of {decoded}");
 }
