@@ -68,6 +68,9 @@ struct Row {
     /// Code and time of the last failure in the window of events.
     failure: Option<(String, OffsetDateTime)>,
     flags: Vec<String>,
+    /// By how many milliseconds the camera's clock is ahead. `None` iff that is not known, or little
+    /// enough to follow it.
+    wrong_clock_ms: Option<i64>,
     frames: u32,
     latency_us: u64,
     skipped: BTreeMap<String, u64>,
@@ -165,6 +168,9 @@ fn frame(rows: &mut BTreeMap<String, Row>, data: &Value, since: &str) {
     let top = &data["top"][0];
     let confidence = top["confidence"].as_f64().unwrap_or_default();
     row.label = format!("{} {:.0} %", text(&top["label"]), confidence * 100.0);
+    // The camera tells its time, and its pictures are dated by their arrival all the same.
+    let offset = data["clock_offset_ms"].as_i64();
+    row.wrong_clock_ms = offset.filter(|_| data["time_source"] == "arrival");
     // Both are RFC 3339 in UTC with as many digits, so they sort as text.
     if data["ingest_time"].as_str().is_none_or(|it| it < since) {
         return;
@@ -180,10 +186,14 @@ fn text(value: &Value) -> String {
     escape(value.as_str().unwrap_or_default())
 }
 
-/// The state with what goes with it: why it failed, or what is wrong with the pictures.
+/// The state with what goes with it: why it failed, or what is wrong with the pictures or the camera's
+/// clock.
 fn state(row: &Row) -> String {
     let code = Some(&row.code).filter(|it| !it.is_empty());
-    let notes: Vec<_> = code.into_iter().chain(&row.flags).map(String::as_str).collect();
+    let clock = row.wrong_clock_ms.filter(|_| row.state == "up");
+    let clock = clock.map(|it| format!("clock {:+.1} s", it as f64 / 1000.0));
+    let notes: Vec<_> =
+        code.into_iter().chain(&row.flags).chain(&clock).map(String::as_str).collect();
     if notes.is_empty() {
         row.state.clone()
     } else {
@@ -222,4 +232,28 @@ fn table(rows: &BTreeMap<String, Row>) -> String {
         out.push('\n');
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_camera_whose_clock_is_not_followed_is_shown_with_how_far_it_is_off() {
+        let check = |state: &str, source: &str, offset: Value, expected: &str| {
+            let row = Row { state: state.to_owned(), ..Row::default() };
+            let mut rows = BTreeMap::from([("front".to_owned(), row)]);
+            let mut data = json!({"stream": "front", "time_source": source, "top": []});
+            data["clock_offset_ms"] = offset;
+            frame(&mut rows, &data, "");
+            assert_eq!(super::state(&rows["front"]), expected);
+        };
+        check("up", "arrival", json!(3_600_012), "up (clock +3600.0 s)");
+        check("up", "arrival", json!(-2_200), "up (clock -2.2 s)");
+        check("up", "arrival", Value::Null, "up");
+        check("up", "rtcp", json!(1_500), "up");
+        check("down", "arrival", json!(3_600_012), "down");
+    }
 }
