@@ -5,6 +5,7 @@ use std::{fs, path::Path, process::Stdio};
 
 use crate::{
     end_to_end::{configure, drain, free_port, get, ghostwatch, published},
+    source,
     support::within,
     support_http::{Content, Server as Http},
     support_rtsp::{Media, Server},
@@ -27,6 +28,15 @@ fn base64(text: &str) -> String {
     gio::glib::base64_encode(text.as_bytes()).trim_end_matches('=').to_owned()
 }
 
+fn in_structure(text: &str) -> String {
+    let byte = |it: u8| match it {
+        it if it.is_ascii_alphanumeric() || b"_-+/:.".contains(&it) => char::from(it).to_string(),
+        0x20..0x7f => format!("\\{}", char::from(it)),
+        _ => format!("\\{it:03o}"),
+    };
+    text.bytes().map(byte).collect()
+}
+
 /// Every form in which the canary could come out.
 fn forms() -> Vec<String> {
     let mut forms = vec![CANARY.to_owned(), encoded(CANARY, true), encoded(CANARY, false)];
@@ -39,6 +49,11 @@ fn forms() -> Vec<String> {
     }
     // As JSON and Rust's `{:?}` write it.
     forms.push(CANARY.replace('\\', "\\\\").replace('"', "\\\""));
+    // As GStreamer writes a string into a structure, and that one into another.
+    for secret in [CANARY.to_owned(), encoded(CANARY, true)] {
+        let once = in_structure(&secret);
+        forms.extend([in_structure(&once), once]);
+    }
     // The parts that no escaping changes.
     forms.push("rÿ✓y".to_owned());
     forms
@@ -143,4 +158,48 @@ fn check_commands(folder: &Path) {
         check(&arguments.join(" "), &String::from_utf8_lossy(&output.stdout));
         check(&arguments.join(" "), &String::from_utf8_lossy(&output.stderr));
     }
+}
+
+#[test]
+fn a_password_that_http_basic_sends_is_in_no_log_however_gstreamer_writes_it() {
+    const RIGHT: &str = "viewer:cAn:@/?#%&'\"\\rÿ✓y";
+    assert_eq!(RIGHT, format!("viewer:{CANARY}"));
+    let folder = tempfile::tempdir().unwrap();
+    let clip = fs::read(source::clip("carphone_pristine.mp4")).unwrap();
+    let right = Http::start(Content::Protected(clip, RIGHT));
+    let wrong = Http::start(Content::Status("401 Unauthorized"));
+    fs::write(folder.path().join("password"), format!("{CANARY}\n")).unwrap();
+    let user = "username: viewer, password_file: password";
+    let canary = encoded(CANARY, true);
+    let streams = format!(
+        "  right: {{url: \"{}\", {user}}}\n  written: {{url: \"{}\"}}\n  wrong: {{url: \"{}\", {user}}}\n",
+        right.url(),
+        right.url().replace("//", &format!("//viewer:{canary}@")),
+        wrong.url(),
+    );
+    let listen = configure(folder.path(), &streams);
+    let path = folder.path().join("config.yaml");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, text + "log: {level: trace, format: text}\n").unwrap();
+    let log = || fs::read_to_string(folder.path().join("log")).unwrap();
+    let child = ghostwatch(folder.path())
+        .arg("run")
+        .env("GST_DEBUG", "*:6")
+        .stderr(fs::File::create(folder.path().join("log")).unwrap())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let deadline = within(60_000);
+    let refused = "ghostwatch_stream_connects_total{result=\"failed\",stream=\"wrong\"} 1";
+    while published(&listen, "right") == 0
+        || published(&listen, "written") == 0
+        || !get(&listen, "/metrics").unwrap().contains(refused)
+    {
+        assert!(std::time::Instant::now() < deadline, "{}", get(&listen, "/metrics").unwrap());
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    drain(child, folder.path());
+    let log = log();
+    check("log", &log);
+    assert!(log.contains("LOG souphttpsrc") && log.contains("***"), "GST_DEBUG is shown");
 }

@@ -24,6 +24,8 @@ pub(crate) enum Content {
     File(Vec<u8>),
     /// JPEG pictures as parts of one endless answer, this long apart, then its end.
     Mjpeg(Vec<Vec<u8>>, Duration),
+    /// A file, for whoever shows this user name and password as HTTP calls Basic.
+    Protected(Vec<u8>, &'static str),
     /// This status.
     Status(&'static str),
 }
@@ -107,6 +109,7 @@ fn answer(
     let mut stream = BufReader::new(stream);
     loop {
         let (mut first, mut range, mut line) = (String::new(), None, String::new());
+        let mut shown = None;
         if stream.read_line(&mut first)? == 0 {
             return Ok(());
         }
@@ -115,6 +118,9 @@ fn answer(
             if let Some(bytes) = lower.strip_prefix("range: bytes=") {
                 range = bytes.trim().split_once('-').map(|it| (it.0.to_owned(), it.1.to_owned()));
             }
+            if lower.starts_with("authorization: basic ") {
+                shown = line.split_whitespace().nth(2).map(str::to_owned);
+            }
             line.clear();
         }
         let out = stream.get_mut();
@@ -122,10 +128,18 @@ fn answer(
         match content {
             _ if !found => status(out, "404 Not Found")?,
             Content::Status(text) => status(out, text)?,
-            Content::File(bytes) => file(out, bytes, range)?,
+            Content::Protected(_, right) if shown.as_deref() != Some(&*basic(right)) => {
+                status(out, "401 Unauthorized")?;
+            }
+            Content::File(bytes) | Content::Protected(bytes, _) => file(out, bytes, range)?,
             Content::Mjpeg(pictures, period) => return mjpeg(out, pictures, *period, stopped),
         }
     }
+}
+
+/// As it is in the header.
+pub(crate) fn basic(user_and_password: &str) -> String {
+    gio::glib::base64_encode(user_and_password.as_bytes()).to_string()
 }
 
 fn status(out: &mut impl Write, text: &str) -> std::io::Result<()> {
