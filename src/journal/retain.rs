@@ -6,7 +6,10 @@
 //! nothing, and neither does one that is set from 1970 to the present. What happened to the clock while
 //! the journal was closed is not known but where time cannot have passed so: see [`while_closed`].
 
-use std::time::Duration;
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
 
 use rusqlite::{Connection, OptionalExtension, params};
 
@@ -96,6 +99,14 @@ impl Steps {
         }
     }
 
+    /// What the wall clock would say if it had not been set since the last look: what was appended
+    /// until then must not seem older or younger by it.
+    fn unset(&self, wall: i64, mono: i64) -> i64 {
+        let Some(before) = self.before else { return wall };
+        let step = wall.saturating_sub(mono).saturating_sub(before);
+        if step.unsigned_abs() < STEP_MIN_US.unsigned_abs() { wall } else { wall - step }
+    }
+
     /// By how much the clock was set since `oldest` was appended, in microseconds, and up to which
     /// number that holds.
     pub(super) fn since(&self, oldest: u64) -> (i64, u64) {
@@ -110,6 +121,39 @@ impl Steps {
 /// not been off for all the years between. Such events count as young at the opening.
 fn while_closed(last: i64, now: i64) -> i64 {
     if now < last || (last < FIRST_US && FIRST_US <= now) { now.saturating_sub(last) } else { 0 }
+}
+
+/// How old events are: asked by the writer, which also notes when the wall clock was set, and by the
+/// sinks beside it.
+#[derive(Debug)]
+pub(super) struct Ages {
+    steps: Mutex<Steps>,
+    /// What the monotonic clock counts from.
+    opened: Instant,
+}
+
+impl Ages {
+    pub(super) fn new(steps: Steps) -> Ages {
+        Ages { steps: Mutex::new(steps), opened: Instant::now() }
+    }
+
+    pub(super) fn steps(&self) -> MutexGuard<'_, Steps> {
+        self.steps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The monotonic clock, in microseconds.
+    pub(super) fn mono(&self) -> i64 {
+        i64::try_from(self.opened.elapsed().as_micros()).unwrap_or(i64::MAX)
+    }
+
+    /// The age of an event, if `wall` is the time and it was appended at `appended_us`, both in
+    /// microseconds of the wall clock.
+    pub(super) fn of(&self, seq: u64, appended_us: i64, wall: i64) -> Duration {
+        let mono = self.mono();
+        let steps = self.steps();
+        let age = steps.unset(wall, mono) - steps.since(seq).0 - appended_us;
+        Duration::from_micros(u64::try_from(age).unwrap_or_default())
+    }
 }
 
 /// The first event in `oldest..end` that was appended at or after the cut-off, or `end`.
@@ -181,5 +225,25 @@ mod tests {
             assert!(real[seq as usize] <= by, "{seq}");
             assert!(until == u64::MAX || seq < until);
         }
+    }
+
+    #[test]
+    fn ages_do_not_follow_a_wall_clock_that_is_set() {
+        let it = Ages::new(Steps::default());
+        let mut wall = 100 * HOUR;
+        it.steps().look(wall, it.mono(), (1, 10));
+        let age = |seq, appended, wall| it.of(seq, appended, wall).as_secs_f64().round();
+        assert_eq!(age(5, wall - HOUR / 2, wall), 1_800.0);
+        for set in [HOUR, -2 * HOUR] {
+            // Before the writer has seen it, and after.
+            let appended = wall;
+            wall += set;
+            assert_eq!(age(5, appended - HOUR / 2, wall), 1_800.0, "{set}");
+            it.steps().look(wall, it.mono(), (1, 10));
+            assert_eq!(age(5, appended - HOUR / 2, wall), 1_800.0, "{set}");
+            assert_eq!(age(10, wall - HOUR / 4, wall), 900.0, "{set}: appended after it");
+            it.steps().steps.clear();
+        }
+        assert_eq!(age(5, wall + HOUR, wall), 0.0, "never less than nothing");
     }
 }

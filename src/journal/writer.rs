@@ -25,7 +25,7 @@ use crate::{
         loss::Loss,
         open::{self, PAGE_BYTES},
         pragma,
-        retain::{Retain, Steps, first_younger},
+        retain::{Ages, Retain, Steps, first_younger},
     },
 };
 
@@ -83,10 +83,8 @@ pub struct Writer {
     /// The next append tells of what is gone.
     telling: bool,
     retain: Retain,
-    /// How often the wall clock was set since the oldest event.
-    steps: Steps,
-    /// What the monotonic clock counts from.
-    opened: Instant,
+    /// How old events are, though the wall clock may be set.
+    ages: Arc<Ages>,
     stats: Stats,
     /// The last epoch of each stream.
     epochs: HashMap<String, u64>,
@@ -120,8 +118,7 @@ impl Writer {
         let size_bytes = used_bytes(&opened.connection).map_err(of)?;
         let steps = Steps::noted(&opened.connection).map_err(of)?;
         let writer = Writer {
-            steps,
-            opened: Instant::now(),
+            ages: Arc::new(Ages::new(steps)),
             connection: opened.connection,
             owner,
             path: path.to_owned(),
@@ -231,7 +228,7 @@ impl Writer {
         // A journal that was put back from a copy may be behind what a sink has delivered.
         let last = self.stats.next - 1;
         let at = saved.map_or(last, |it| (it as u64).min(last));
-        let cursor = Arc::new(Cursor::new(sink, at));
+        let cursor = Arc::new(Cursor::new(sink, at).beside(self.ages.clone()));
         // Not saved as it is: a new sink's place is noted with the next commit.
         let saved = saved.map_or(u64::MAX, |it| it as u64);
         self.cursors.push(Tracked { cursor: cursor.clone(), saved });
@@ -262,7 +259,7 @@ impl Writer {
         let appended = self.connection.prepare_cached(sql);
         let appended =
             appended.and_then(|mut it| it.query_row([seq as i64], |row| row.get::<_, i64>(0)));
-        let (set, _) = self.steps.since(seq);
+        let (set, _) = self.ages.steps().since(seq);
         let limit = (self.wall)().saturating_sub(set).saturating_sub_unsigned(micros(age / 5 * 4));
         appended.is_ok_and(|it| it < limit)
     }
@@ -295,7 +292,7 @@ impl Writer {
         let by_age =
             over && !self.low && self.retain.bytes.is_none_or(|it| self.stats.size_bytes <= it);
         let (mut oldest, next, now) = (self.stats.oldest, self.stats.next, (self.wall)());
-        let (set, until) = self.steps.since(oldest);
+        let (set, until) = self.ages.steps().since(oldest);
         let age = self.retain.age.map_or(u64::MAX, micros);
         let cutoff = now.saturating_sub(set).saturating_sub_unsigned(age);
         let transaction =
@@ -335,14 +332,14 @@ impl Writer {
         drop(insert);
         let cursors: Vec<u64> = self.cursors.iter().map(|it| it.cursor.get()).collect();
         save(&transaction, &epochs, self.cursors.iter().zip(&cursors))?;
-        self.steps.note(&transaction)?;
+        self.ages.steps().note(&transaction)?;
         let tells = self.telling && !events.is_empty();
         if tells {
             Loss::forget(&transaction)?;
         }
         let size = used_bytes(&transaction)?;
         transaction.commit()?;
-        self.steps.is_noted = true;
+        self.ages.steps().is_noted = true;
         self.telling &= !tells;
         self.epochs.extend(epochs);
         for (it, saved) in self.cursors.iter_mut().zip(cursors) {
@@ -353,7 +350,7 @@ impl Writer {
 
     /// Whether a sink has come further, or the clock was set, and the journal does not know.
     fn moved(&self) -> bool {
-        !self.steps.is_noted || self.cursors.iter().any(|it| it.cursor.get() != it.saved)
+        !self.ages.steps().is_noted || self.cursors.iter().any(|it| it.cursor.get() != it.saved)
     }
 
     /// Looks at age and free space, if it is time to.
@@ -362,8 +359,8 @@ impl Writer {
         if let Some(detail) = self.failed.clone() {
             return Err(JournalError::Fatal { path, detail });
         }
-        let mono = i64::try_from(self.opened.elapsed().as_micros()).unwrap_or(i64::MAX);
-        self.steps.look((self.wall)(), mono, (self.stats.oldest, self.stats.next));
+        let bounds = (self.stats.oldest, self.stats.next);
+        self.ages.steps().look((self.wall)(), self.ages.mono(), bounds);
         if self.looked.is_none_or(|it| LOOK_EVERY <= it.elapsed()) {
             self.looked = Some(Instant::now());
             self.old = self.retain.age.is_some();

@@ -35,7 +35,7 @@ fn oldest(writer: &mut Writer) -> u64 {
 /// Retention goes on: ten minutes later everything that is there has expired.
 fn check_expires(writer: &mut Writer) {
     let next = writer.stats().next;
-    writer.steps = Steps::noted(&writer.connection).unwrap();
+    *writer.ages.steps() = Steps::noted(&writer.connection).unwrap();
     SET.set(SET.get() + 11 * MINUTE);
     assert_eq!(oldest(writer), next, "what is too old goes");
 }
@@ -57,7 +57,7 @@ fn retention_by_age_does_not_follow_a_host_clock_that_is_set() {
     let numbers: Vec<_> = page(&path, 0).records.iter().map(|it| it.seq).collect();
     assert_eq!(numbers, (1..=150).collect::<Vec<_>>(), "order is by number");
     // Eleven minutes that have passed and are no step: all are too old, on both sides of each.
-    writer.steps = Steps::noted(&writer.connection).unwrap();
+    *writer.ages.steps() = Steps::noted(&writer.connection).unwrap();
     SET.set(71 * MINUTE);
     assert_eq!(oldest(&mut writer), 151);
 }

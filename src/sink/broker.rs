@@ -7,6 +7,9 @@ use std::{
 
 use crate::event::Kind;
 
+/// The journal does not make a frame wait for longer: what looks so is a wall clock that was set.
+const WAITED_MAX: Duration = Duration::from_secs(60);
+
 /// One event on its way to a broker.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Message {
@@ -25,12 +28,19 @@ pub struct Message {
 }
 
 impl Message {
-    /// When the frame reached us, by the wall clock; `None` for other events.
-    pub fn arrived(&self) -> Option<SystemTime> {
-        let (_, rest) = self.json.split_once(r#""ingest_time":""#)?;
-        let (text, _) = rest.split_once('"')?;
+    /// How long the frame took from its arrival into the journal; `None` for other events.
+    pub fn took(&self) -> Option<Duration> {
+        let after = |name: &str| Some(self.json.split_once(name)?.1);
+        let (text, _) = after(r#""ingest_time":""#)?.split_once('"')?;
         let format = &time::format_description::well_known::Rfc3339;
-        time::OffsetDateTime::parse(text, format).ok().map(SystemTime::from)
+        let arrived = SystemTime::from(time::OffsetDateTime::parse(text, format).ok()?);
+        let took = self.appended.duration_since(arrived).unwrap_or_default();
+        let total = after(r#""latency_us":{"#).and_then(|it| it.split_once(r#""total":"#));
+        let total = total.and_then(|it| it.1.split(['}', ',']).next()?.parse().ok());
+        let Some(labelled) = total.map(Duration::from_micros) else { return Some(took) };
+        // The wall clock was set between the two. What the journal made it wait is not known then.
+        let is_set = took < labelled || labelled + WAITED_MAX < took;
+        Some(if is_set { labelled } else { took })
     }
 
     /// The journal's id, the first part of the event's.
@@ -214,4 +224,28 @@ pub trait Broker {
 
     /// Says good-bye, bounded in time. Nothing is in flight.
     async fn close(&mut self);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frames_way_into_the_journal_does_not_follow_a_wall_clock_that_is_set_on_it() {
+        let took = |data: &str, appended_s: f64| {
+            let at = |s: f64| SystemTime::UNIX_EPOCH + Duration::from_secs_f64(s);
+            let (id, topic) = ("J-1".to_owned(), Topic::Frames);
+            let json = format!(r#"{{"data":{{{data}}}}}"#);
+            let appended = at(1_795_485_312.0 + appended_s);
+            Message { seq: 1, id, topic, stream: None, json, appended }.took()
+        };
+        let frame = r#""ingest_time":"2026-11-24T01:55:12.000000Z","latency_us":{"decode":1,"total":13440}"#;
+        let ms = Duration::from_millis;
+        assert_eq!(took(frame, 0.5), Some(ms(500)));
+        for set in [-3_600.0, 3_600.0] {
+            assert_eq!(took(frame, 0.5 + set), Some(Duration::from_micros(13_440)), "{set}");
+        }
+        assert_eq!(took(r#""ingest_time":"2026-11-24T01:55:12Z""#, 0.5), Some(ms(500)));
+        assert_eq!(took(r#""state":"up""#, 0.5), None);
+    }
 }

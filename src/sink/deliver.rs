@@ -6,7 +6,7 @@
 
 use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use tokio::sync::mpsc;
@@ -172,7 +172,7 @@ impl Delivery {
     async fn part(&self, broker: &mut impl Broker, it: &mut Pending) -> Result<(), Fault> {
         let messages = &it.part.messages[it.done..];
         let progress = &self.progress;
-        progress.waiting(messages.first().map(|it| it.appended));
+        progress.waiting(messages.first());
         if messages.is_empty() {
             return Ok(());
         }
@@ -181,12 +181,12 @@ impl Delivery {
         let mut told = |index: usize, duplicate: bool| {
             let message: &Message = &messages[index];
             progress.cursor.advance(message.seq);
-            progress.waiting(messages.get(index + 1).map(|it| it.appended));
+            progress.waiting(messages.get(index + 1));
             progress.acked.fetch_add(1, Relaxed);
             progress.duplicates.fetch_add(u64::from(duplicate), Relaxed);
-            let arrived =
-                message.arrived().and_then(|it| SystemTime::now().duration_since(it).ok());
-            self.watch.acked(self.name(), start.elapsed(), arrived);
+            let age = || progress.cursor.age(message.seq, message.appended);
+            let since_arrival = message.took().map(|it| it + age());
+            self.watch.acked(self.name(), start.elapsed(), since_arrival);
         };
         let mut acks = Acks::new(&mut told);
         let result = broker.deliver(messages, &mut acks).await;

@@ -1,6 +1,6 @@
 //! The loop's promises against a broker that fails on cue; the real ones are integration tests.
 
-use std::{cell::RefCell, collections::VecDeque, rc::Rc};
+use std::{cell::RefCell, collections::VecDeque, rc::Rc, time::SystemTime};
 
 use super::*;
 use crate::{journal::cursor::Cursor, sink::broker::Topic};

@@ -3,14 +3,14 @@
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, SystemTime},
 };
 
 use crate::{
     journal::cursor::Cursor,
-    sink::broker::{Code, Fault},
+    sink::broker::{Code, Fault, Message},
 };
 
 /// The counts of one sink.
@@ -35,8 +35,8 @@ pub struct Progress {
     errors: [AtomicU64; Code::ALL.len()],
     /// Why it is not connected; `None` while it is, and before the first try.
     trouble: Mutex<Option<String>>,
-    /// When the oldest message in hand was appended, in microseconds since 1970; 0 if none is.
-    oldest_us: AtomicI64,
+    /// The oldest message in hand: its number and when it was appended.
+    oldest: Mutex<Option<(u64, SystemTime)>>,
 }
 
 impl Progress {
@@ -53,7 +53,7 @@ impl Progress {
             lost: AtomicU64::default(),
             errors: Default::default(),
             trouble: Mutex::default(),
-            oldest_us: AtomicI64::default(),
+            oldest: Mutex::default(),
         })
     }
 
@@ -86,20 +86,15 @@ impl Progress {
         self.errors[code as usize].load(Relaxed)
     }
 
-    /// The oldest message in hand was appended then; `None` if there is none.
-    pub fn waiting(&self, appended: Option<SystemTime>) {
-        let since = |it: SystemTime| it.duration_since(SystemTime::UNIX_EPOCH).ok();
-        let us = appended.and_then(since).map_or(0, |it| it.as_micros() as i64);
-        self.oldest_us.store(us, Relaxed);
+    /// The oldest message in hand; `None` if there is none.
+    pub fn waiting(&self, oldest: Option<&Message>) {
+        let mut it = self.oldest.lock().unwrap_or_else(PoisonError::into_inner);
+        *it = oldest.map(|it| (it.seq, it.appended));
     }
 
     /// How long the oldest message in hand has been in the journal.
     pub fn oldest_unacked(&self) -> Duration {
-        let us = self.oldest_us.load(Relaxed);
-        if us == 0 {
-            return Duration::ZERO;
-        }
-        let appended = SystemTime::UNIX_EPOCH + Duration::from_micros(us.unsigned_abs());
-        appended.elapsed().unwrap_or_default()
+        let oldest = *self.oldest.lock().unwrap_or_else(PoisonError::into_inner);
+        oldest.map_or(Duration::ZERO, |(seq, appended)| self.cursor.age(seq, appended))
     }
 }
