@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::frame::Code;
 
 /// A live stream that gives no picture for this long after it was opened has failed; so has one
-/// that gives only one, as long as its period is unknown.
+/// that gives only one, as long as its period is not known and what it announces is doubted.
 pub const FIRST_PICTURE_MAX: Duration = Duration::from_secs(15);
 
 /// One that gives data but no picture, as before the first keyframe of a camera that sends one a
@@ -53,7 +53,7 @@ impl Network {
 }
 
 /// So many connections in a row that fall silent after one picture say that the stream has become
-/// slower than it was.
+/// slower than it was, or never was as fast as it announces.
 const LONELY_MAX: u32 = 2;
 
 /// What is known of a stream from its connections before.
@@ -72,8 +72,8 @@ impl Known {
             1 if !silent => {}
             1 => {
                 self.lonely += 1;
-                if self.lonely == LONELY_MAX {
-                    *self = Known::default();
+                if LONELY_MAX <= self.lonely {
+                    *self = Known { period: None, lonely: LONELY_MAX };
                 }
             }
             _ => *self = Known { period: watch.period(), lonely: 0 },
@@ -87,6 +87,8 @@ pub struct Watch {
     stall_after: Duration,
     /// The period that the connection before had.
     expected: Option<Duration>,
+    /// Whether what the stream announces has turned out to be wrong.
+    doubted: bool,
     opened: Instant,
     pictures: u64,
     last_picture: Instant,
@@ -110,6 +112,7 @@ impl Watch {
         Watch {
             stall_after,
             expected: None,
+            doubted: false,
             opened: now,
             pictures: 0,
             last_picture: now,
@@ -120,7 +123,7 @@ impl Watch {
 
     /// The same, of a stream that was connected before: its period holds until it has one of its own.
     pub fn expecting(self, known: Known) -> Watch {
-        Watch { expected: known.period, ..self }
+        Watch { expected: known.period, doubted: LONELY_MAX <= known.lonely, ..self }
     }
 
     /// Pictures so far.
@@ -152,8 +155,14 @@ impl Watch {
         sorted.get(sorted.len() / 2).copied()
     }
 
-    /// Whether a live connection counts as broken.
-    pub fn check(&self, network: &Network, now: Instant) -> Option<Silence> {
+    /// Whether a live connection counts as broken. `announced`: pictures per second that the stream
+    /// says it has, which holds until its period is known.
+    pub fn check(
+        &self,
+        network: &Network,
+        announced: Option<f64>,
+        now: Instant,
+    ) -> Option<Silence> {
         let since = |at: Instant| now.saturating_duration_since(at);
         let data = match network.last {
             None => "no data has come".to_owned(),
@@ -167,7 +176,10 @@ impl Watch {
             let silent = limit <= since(self.opened);
             return silent.then_some(Silence { code: Code::Timeout, detail });
         }
-        let limit = match self.period().or(self.expected) {
+        let announced = announced
+            .filter(|_| !self.doubted)
+            .and_then(|it| Duration::try_from_secs_f64(it.recip()).ok());
+        let limit = match self.period().or(self.expected).or(announced) {
             Some(period) => self.stall_after.max(period * STALL_PERIODS),
             None => self.stall_after.max(FIRST_PICTURE_MAX),
         };
@@ -214,7 +226,7 @@ mod tests {
             if i % 10 == 0 {
                 network.keyframe(now);
             }
-            assert_eq!(watch.check(&network, now), None, "picture {i}");
+            assert_eq!(watch.check(&network, None, now), None, "picture {i}");
             watch.picture(now, Some(period * i));
         }
         (watch, network, start + period * (pictures - 1))
@@ -223,7 +235,7 @@ mod tests {
     /// After how many milliseconds of silence the connection counts as broken, looking every 250.
     fn noticed(watch: &Watch, network: &Network, from: Instant) -> (u64, Silence) {
         let mut looks = (0..).map(|it| it * 250);
-        looks.find_map(|it| Some((it, watch.check(network, from + ms(it))?))).unwrap()
+        looks.find_map(|it| Some((it, watch.check(network, None, from + ms(it))?))).unwrap()
     }
 
     #[test]
@@ -276,6 +288,36 @@ mod tests {
     }
 
     #[test]
+    fn what_a_stream_announces_holds_until_it_has_twice_been_silent_after_one_picture() {
+        let noticed = |known: Known, announced: f64| {
+            let (watch, network, last) = camera(ms(40), 1);
+            let watch = watch.expecting(known);
+            let silent = |ms_after: &u64| {
+                watch.check(&network, Some(announced), last + ms(*ms_after)).is_some()
+            };
+            (0..).map(|it| it * 250).find(silent).unwrap()
+        };
+        let mut known = Known::default();
+        assert_eq!(noticed(known, 25.0), 4_000);
+        assert_eq!(noticed(known, 0.5), 10_000, "five of its periods");
+        for nonsense in [0.0, -25.0, f64::NAN, f64::INFINITY.recip()] {
+            assert_eq!(noticed(known, nonsense), 15_000, "{nonsense}");
+        }
+        // One that announces 25 pictures a second and sends one in ten seconds.
+        let one = camera(ms(40), 1).0;
+        for expected in [4_000, 15_000, 15_000] {
+            known.learn(&one, true);
+            assert_eq!(noticed(known, 25.0), expected);
+        }
+        known.learn(&camera(ms(10_000), 2).0, false);
+        assert_eq!(
+            noticed(known, 25.0),
+            50_000,
+            "what was measured comes before what is announced"
+        );
+    }
+
+    #[test]
     fn a_stream_without_pts_is_measured_by_the_clock() {
         let start = Instant::now();
         let mut watch = Watch::new(STALL, start);
@@ -289,11 +331,11 @@ mod tests {
         assert_eq!(network.keyframe_interval, ms(2_000));
         let after = (0..100).map(|it| it * 250).find(|it| {
             network.data(last + ms(*it));
-            watch.check(&network, last + ms(*it)).is_some()
+            watch.check(&network, None, last + ms(*it)).is_some()
         });
         assert_eq!(after, Some(6_000));
         network.data(last + ms(6_000));
-        let silence = watch.check(&network, last + ms(6_000)).unwrap();
+        let silence = watch.check(&network, None, last + ms(6_000)).unwrap();
         assert!(silence.detail.contains("though data comes"), "{silence:?}");
     }
 
@@ -307,7 +349,7 @@ mod tests {
         let mut waiting = Network::default();
         let after = (0..100).find(|it| {
             waiting.data(start + ms(it * 1_000));
-            watch.check(&waiting, start + ms(it * 1_000)).is_some()
+            watch.check(&waiting, None, start + ms(it * 1_000)).is_some()
         });
         assert_eq!(after, Some(90), "data comes, and a keyframe may yet");
         let (watch, network, last) = camera(ms(40), 1);

@@ -312,7 +312,8 @@ impl GstSource {
             let detail = "there is no video in it, or it is not whole: its index cannot be read";
             return Err(self.error(Code::Codec, detail));
         }
-        let silence = self.watch.check(&self.shared.state().network, Instant::now());
+        let announced = self.shared.facts().announced_fps;
+        let silence = self.watch.check(&self.shared.state().network, announced, Instant::now());
         self.silent = silence.is_some();
         match silence {
             None => Ok(()),
