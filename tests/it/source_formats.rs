@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 use ghostwatch::{
-    frame::{Code, Layout, Picture},
+    frame::{Code, Frame, Layout, Picture},
     source::{End, Spec},
 };
 
@@ -17,6 +17,10 @@ fn packed(picture: &Picture) -> (Vec<Vec<u8>>, &'static str) {
     let (w, h) = (picture.width, picture.height);
     let (half_w, half_h) = (w.div_ceil(2), h.div_ceil(2));
     let (planes, name) = match picture.layout {
+        // ffmpeg makes its own range of the picture where the name says another one.
+        Layout::I420 if picture.colour.full_range => {
+            (vec![(w, h), (half_w, half_h), (half_w, half_h)], "yuvj420p")
+        }
         Layout::I420 => (vec![(w, h), (half_w, half_h), (half_w, half_h)], "yuv420p"),
         Layout::Nv12 => (vec![(w, h), (2 * half_w, half_h)], "nv12"),
         Layout::Rgb => (vec![(3 * w, h)], "rgb24"),
@@ -70,6 +74,8 @@ fn pixels_of_every_sampling_depth_and_size_are_those_that_ffmpeg_decodes() {
         ((642, 362), "-c:v libx264 -pix_fmt yuv420p", 0.0),
         ((1366, 768), &format!("{x265} -pix_fmt yuv420p"), 0.0),
         ((640, 368), interlaced, 0.0),
+        ((642, 362), "-c:v libx264 -pix_fmt yuvj420p", 0.0),
+        ((642, 362), &format!("{x265} -pix_fmt yuvj420p"), 0.0),
         ((642, 362), "-c:v libx264 -pix_fmt yuv420p10le", CONVERTED),
         ((642, 362), &format!("{x265} -pix_fmt yuv420p10le"), CONVERTED),
         ((642, 362), "-c:v libx264 -pix_fmt yuv422p", CONVERTED),
@@ -81,6 +87,8 @@ fn pixels_of_every_sampling_depth_and_size_are_those_that_ffmpeg_decodes() {
         let ran = run_until(&spec(path.to_str().unwrap()), |_| false);
         assert_eq!((ran.end, ran.frames().count()), (End::Ended, 3), "{size:?} {arguments}");
         assert!(ran.metas().all(|it| it.size == size), "{size:?} {arguments}");
+        let full = |it: &Frame| it.picture.colour.full_range == arguments.contains("yuvj");
+        assert!(ran.frames().all(full), "{size:?} {arguments}");
         let picture = &ran.frames().next().unwrap().picture;
         let distance = distance(picture, &path);
         println!("{size:?} {arguments}: {distance:.3} as {:?}", picture.layout);
