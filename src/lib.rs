@@ -48,6 +48,9 @@ pub mod control;
 
 pub mod log;
 
+#[allow(unsafe_code, reason = "mallopt")]
+pub mod heap;
+
 pub mod daemon;
 
 pub mod cli;

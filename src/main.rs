@@ -3,8 +3,9 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use ghostwatch::cli;
+use ghostwatch::{cli, heap};
 
 fn main() -> ExitCode {
+    heap::bound();
     cli::run(cli::Cli::parse())
 }
