@@ -50,6 +50,42 @@ fn rtsp_gives_pictures_with_their_arrival_and_the_servers_clock() {
 }
 
 #[test]
+fn a_camera_may_change_the_size_and_rate_of_its_pictures_within_a_connection() {
+    let server = Server::start(&pattern(), 0, None);
+    let shapes = [((320, 240), 25), ((640, 480), 25), ((640, 480), 5), ((176, 144), 10)];
+    let mut at = 0;
+    // The encoder may have pictures of the old shape in hand, so the shape is told by size and pace.
+    let pace = |it: &[Out]| {
+        let metas = it.iter().rev().filter_map(|it| match it {
+            Out::Frame(it) => Some((it.meta.size, it.meta.pts)),
+            Out::State(_) => None,
+        });
+        let last: Vec<_> = metas.take(6).collect();
+        let (size, end) = *last.first()?;
+        let (_, begin) = *last.get(5)?;
+        let fps = 5.0 / (end - begin).as_secs_f64();
+        let same = last.iter().all(|it| it.0 == size);
+        same.then_some((size, fps.round() as u32))
+    };
+    let ran = run_until(&spec(server.url()), |out| {
+        if shapes.get(at).is_some_and(|it| pace(out) == Some(*it)) {
+            at += 1;
+            match shapes.get(at) {
+                Some((size, fps)) => server.reshape(*size, *fps),
+                None => return true,
+            }
+        }
+        at == shapes.len()
+    });
+    let changes: Vec<_> = ran.changes().collect();
+    assert_eq!((ran.end, at), (End::Stopped, shapes.len()), "{changes:?}");
+    assert_eq!(ran.states().last(), Some(&(State::Up, None)), "{changes:?}");
+    assert_eq!(ran.stream.connects.load(Relaxed), 1);
+    let numbers: Vec<_> = ran.metas().map(|it| (it.epoch, it.frame)).collect();
+    assert_eq!(numbers, (0..numbers.len() as u64).map(|it| (0, it)).collect::<Vec<_>>());
+}
+
+#[test]
 fn a_camera_file_over_rtsp_gives_every_picture() {
     let media = Media::File { path: clip("carphone_pristine.mp4"), times: 1 };
     let server = Server::start(&media, 0, None);

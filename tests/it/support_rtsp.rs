@@ -2,6 +2,7 @@
 
 use std::{
     path::PathBuf,
+    sync::{Arc, Mutex},
     thread::{self, JoinHandle},
 };
 
@@ -51,6 +52,8 @@ pub(crate) struct Server {
     server: server::RTSPServer,
     main_loop: glib::MainLoop,
     thread: Option<JoinHandle<()>>,
+    /// What decides on the shape of a [`Media::Pattern`], once somebody looks at it.
+    shape: Arc<Mutex<Option<gst::Element>>>,
 }
 
 impl Server {
@@ -79,6 +82,12 @@ impl Server {
         let factory = server::RTSPMediaFactory::new();
         factory.set_launch(&launch(media));
         factory.set_shared(true);
+        let shape = Arc::new(Mutex::new(None));
+        let found = shape.clone();
+        factory.connect_media_configure(move |_, media| {
+            let bin = media.element().downcast::<gst::Bin>().expect("a launch line makes a bin");
+            *found.lock().unwrap() = bin.by_name("shape");
+        });
         if user.is_some() || certificate.is_some() {
             server.set_auth(Some(&auth(user, certificate)));
             let role = gst::Structure::builder("viewer")
@@ -105,7 +114,13 @@ impl Server {
             })
             .expect("a thread");
         let tls = certificate.is_some();
-        Server { port, tls, server, main_loop, thread: Some(thread) }
+        Server { port, tls, server, main_loop, thread: Some(thread), shape }
+    }
+
+    /// Goes on with pictures of another size and rate, within the connections that there are.
+    pub(crate) fn reshape(&self, (width, height): (u32, u32), fps: u32) {
+        let caps = pattern_caps((width, height), fps).parse::<gst::Caps>().unwrap();
+        self.shape.lock().unwrap().as_ref().expect("somebody looks").set_property("caps", caps);
     }
 
     /// The port that it listens on.
@@ -154,13 +169,17 @@ fn auth(user: Option<(&str, &str)>, certificate: Option<&str>) -> server::RTSPAu
     auth
 }
 
+fn pattern_caps((width, height): (u32, u32), fps: u32) -> String {
+    format!("video/x-raw,format=I420,width={width},height={height},framerate={fps}/1")
+}
+
 fn launch(media: &Media) -> String {
     let pay = "rtph264pay name=pay0 pt=96 config-interval=-1";
     match media {
-        Media::Pattern { size: (width, height), fps } => format!(
-            "( videotestsrc is-live=true pattern=ball \
-             ! video/x-raw,format=I420,width={width},height={height},framerate={fps}/1 \
-             ! openh264enc gop-size={fps} complexity=low ! h264parse ! {pay} )"
+        Media::Pattern { size, fps } => format!(
+            "( videotestsrc is-live=true pattern=ball ! capsfilter name=shape caps={} \
+             ! openh264enc gop-size={fps} complexity=low ! h264parse ! {pay} )",
+            pattern_caps(*size, *fps)
         ),
         Media::H265 { size: (width, height), fps } => format!(
             "( videotestsrc is-live=true pattern=ball \
