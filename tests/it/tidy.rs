@@ -16,7 +16,10 @@ const ONLY: &[(&str, &[&str])] = &[
     ("hyper::", &["control.rs", "http/", "sink/webhook.rs"]),
     ("async_nats", &["sink/nats.rs"]),
     ("nvml_wrapper::", &["metrics/gpus.rs"]),
-    ("unsafe ", &["preprocess/simd.rs", "infer/device.rs", "infer/gpu.rs", "crash/signal.rs"]),
+    (
+        "unsafe ",
+        &["preprocess/simd.rs", "infer/device.rs", "infer/gpu.rs", "crash/signal.rs", "heap.rs"],
+    ),
     (
         "thread::Builder",
         &[
