@@ -40,7 +40,7 @@ pub fn frame(sample: &gst::Sample, limits: (u32, u32)) -> Result<Sampled, String
         gst_video::VideoFormat::Gray8 => Layout::Gray8,
         other => return Err(format!("the picture format {other} was not converted")),
     };
-    let colour = colour(&info);
+    let colour = colour(&info, caps);
     let buffer = sample.buffer_owned().ok_or("a sample without a buffer")?;
     let buffer_pts = buffer.pts();
     let corrupt = buffer.flags().contains(gst::BufferFlags::CORRUPTED);
@@ -112,9 +112,12 @@ impl Planes for Mapped {
     }
 }
 
-fn colour(info: &gst_video::VideoInfo) -> Colour {
+fn colour(info: &gst_video::VideoInfo, caps: &gst::CapsRef) -> Colour {
     use gst_video::{VideoChromaSite as Site, VideoColorMatrix, VideoColorRange};
-    let colorimetry = info.colorimetry();
+    // As written: `info` has a default for all of it where only the range is known.
+    let written = caps.structure(0).and_then(|it| it.get::<&str>("colorimetry").ok());
+    let written = written.and_then(|it| it.parse::<gst_video::VideoColorimetry>().ok());
+    let colorimetry = written.unwrap_or_else(|| info.colorimetry());
     let matrix = match colorimetry.matrix() {
         VideoColorMatrix::Bt709 => Matrix::Bt709,
         VideoColorMatrix::Bt2020 => Matrix::Bt2020,
