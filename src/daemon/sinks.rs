@@ -17,7 +17,12 @@ use crate::{
         plan::{Plan, SinkPlan},
     },
     edge::{self, NotSent},
-    journal::{cursor::Cursor, read::Reader, retain::Retain, writer::Writer},
+    journal::{
+        cursor::Cursor,
+        read::Reader,
+        retain::{Ages, Retain},
+        writer::Writer,
+    },
     observe::Observer,
     publish::Order,
     sink::{
@@ -44,6 +49,8 @@ pub(super) struct Outlets {
     orders: VecDeque<Order>,
     to_journal: edge::Sender<Order>,
     observer: Arc<Observer>,
+    /// How old the journal's events are.
+    ages: Arc<Ages>,
 }
 
 impl Outlets {
@@ -57,7 +64,7 @@ impl Outlets {
     ) -> anyhow::Result<(Outlets, edge::Receiver<Order>)> {
         let (mut sinks, mut known) = (Vec::new(), HashMap::new());
         if print {
-            let cursor = Cursor::new(TERMINAL, journal.stats().next - 1);
+            let cursor = Cursor::new(TERMINAL, journal.stats().next - 1).beside(journal.ages());
             sinks.push(Sink {
                 target: Target::Text(Clock::Local),
                 select: Select::default(),
@@ -80,6 +87,7 @@ impl Outlets {
             orders: VecDeque::new(),
             to_journal,
             observer: observer.clone(),
+            ages: journal.ages(),
         };
         Ok((it, orders_rx))
     }
@@ -135,7 +143,7 @@ impl Outlets {
         let SinkPlan { name, target, select } = sink;
         let progress = match self.known.get(&name) {
             Some(it) => it.clone(),
-            None => Progress::new(Arc::new(place(plan, &name)?)),
+            None => Progress::new(Arc::new(place(plan, &name)?.beside(self.ages.clone()))),
         };
         // Before it runs, so that no acknowledgement is without its series.
         self.observer.remove_sink(&name);

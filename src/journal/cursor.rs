@@ -29,7 +29,7 @@ impl Cursor {
     }
 
     /// The same, beside the journal's writer, which knows when the wall clock was set.
-    pub(super) fn beside(self, ages: Arc<Ages>) -> Cursor {
+    pub fn beside(self, ages: Arc<Ages>) -> Cursor {
         Cursor { ages: Some(ages), ..self }
     }
 

@@ -43,6 +43,9 @@ pub(super) struct Steps {
     /// When the last event was appended, by the wall clock of then. `None` iff there is none, or the
     /// clocks were looked at since.
     last: Option<i64>,
+    /// The number that the first event after the opening gets, and by how much the clock was behind the
+    /// last event then. Once it is set forward, that much of the step is no new time.
+    behind: Option<(u64, i64)>,
     /// Whether the journal has them all.
     pub(super) is_noted: bool,
 }
@@ -59,7 +62,7 @@ impl Steps {
         let steps = text.iter().flat_map(|it| it.split(' ')).filter_map(step).collect();
         let sql = "SELECT appended_us FROM event ORDER BY seq DESC LIMIT 1";
         let last = connection.query_row(sql, [], |row| row.get(0)).optional()?;
-        Ok(Steps { steps, before: None, last, is_noted: true })
+        Ok(Steps { steps, before: None, last, behind: None, is_noted: true })
     }
 
     /// Notes them for the next time.
@@ -76,7 +79,12 @@ impl Steps {
     /// Compares the clocks, both in microseconds; the next event will get the number `next`.
     pub(super) fn look(&mut self, wall: i64, mono: i64, (oldest, next): (u64, u64)) {
         let now = wall.saturating_sub(mono);
-        let closed = self.last.take().map_or(0, |last| while_closed(last, wall));
+        let closed = self.last.take().map_or(0, |last| {
+            let closed = while_closed(last, wall);
+            let behind = last.saturating_sub(wall);
+            self.behind = (closed == 0 && 0 < behind).then_some((next, behind));
+            closed
+        });
         let step = self.before.map_or(closed, |before| now.saturating_sub(before));
         self.before.get_or_insert(now);
         if step.unsigned_abs() < STEP_MIN_US.unsigned_abs() {
@@ -87,15 +95,27 @@ impl Steps {
         self.steps.retain(|it| oldest < it.0);
         // Before the first event there is nothing that could be too old.
         if oldest < next {
-            match self.steps.last_mut().filter(|it| it.0 == next) {
-                Some(last) => last.1 = last.1.saturating_add(step),
-                None => self.steps.push((next, step)),
+            if let Some((opening, behind)) = self.behind.as_mut().filter(|_| 0 < step) {
+                let back = step.min(*behind);
+                *behind -= back;
+                let opening = *opening;
+                self.add(opening, -back);
             }
+            self.add(next, step);
         }
         if STEPS_MAX < self.steps.len() {
             // Events between the two count as younger than they are, never as older.
             let (_, first) = self.steps.remove(0);
             self.steps[0].1 = self.steps[0].1.max(first.saturating_add(self.steps[0].1));
+        }
+    }
+
+    /// Adds a step before the event `seq`.
+    fn add(&mut self, seq: u64, step: i64) {
+        let at = self.steps.partition_point(|it| it.0 < seq);
+        match self.steps.get_mut(at).filter(|it| it.0 == seq) {
+            Some(there) => there.1 = there.1.saturating_add(step),
+            None => self.steps.insert(at, (seq, step)),
         }
     }
 
@@ -118,15 +138,19 @@ impl Steps {
 
 /// By how much the wall clock was surely set between the last event and the opening of the journal: a
 /// host that starts in 1970 is behind its last event, and one that was in 1970 and is not any more has
-/// not been off for all the years between. Such events count as young at the opening.
+/// not been off for all the years between. Such events count as young at the opening. A clock that is
+/// merely behind the last event may be right again at the next opening without anybody having seen the
+/// step, so nothing is noted of it before it is set: see `Steps::behind`.
 fn while_closed(last: i64, now: i64) -> i64 {
-    if now < last || (last < FIRST_US && FIRST_US <= now) { now.saturating_sub(last) } else { 0 }
+    let in_1970 = |it| it < FIRST_US;
+    let set = if in_1970(now) { now < last } else { in_1970(last) };
+    if set { now.saturating_sub(last) } else { 0 }
 }
 
 /// How old events are: asked by the writer, which also notes when the wall clock was set, and by the
 /// sinks beside it.
 #[derive(Debug)]
-pub(super) struct Ages {
+pub struct Ages {
     steps: Mutex<Steps>,
     /// What the monotonic clock counts from.
     opened: Instant,
@@ -201,7 +225,7 @@ mod tests {
         let (in_1970, in_2026) = (HOUR, 56 * year);
         let set = |last, now| while_closed(last, now);
         assert_eq!(set(in_2026, in_2026 + year), 0, "it may have been off for a year");
-        assert_eq!(set(in_2026, in_2026 - HOUR), -HOUR);
+        assert_eq!(set(in_2026, in_2026 - HOUR), 0, "it may be right the next time");
         assert_eq!(set(in_2026, in_1970), in_1970 - in_2026);
         assert_eq!(set(in_1970, in_2026), in_2026 - in_1970);
         assert_eq!(set(in_1970, 2 * in_1970), 0);
@@ -245,5 +269,32 @@ mod tests {
             it.steps().steps.clear();
         }
         assert_eq!(age(5, wall + HOUR, wall), 0.0, "never less than nothing");
+    }
+
+    #[test]
+    fn a_clock_that_is_behind_at_the_opening_makes_no_event_older() {
+        let day = 24 * HOUR;
+        let year = 365 * day;
+        // A hundred events, the last of them when it is `last`.
+        let opened = |steps, last| Steps { steps, last: Some(last), ..Steps::default() };
+        let last = 56 * year;
+        let mut it = opened(vec![], last);
+        it.look(last - year, 0, (1, 101));
+        assert_eq!(it.since(1), (0, u64::MAX), "as long as nobody has set it");
+        // It ends before anybody does, and the clock is right the next time: a day later.
+        let mut next = opened(it.steps.clone(), last - year);
+        next.look(last + day, 0, (1, 111));
+        assert_eq!(last + day - next.since(1).0 - last, day, "the age of the last event");
+        // Or the clock is set while it runs, after ten more events.
+        it.look(last + day, 0, (1, 111));
+        assert_eq!(
+            last + day - it.since(1).0 - last,
+            0,
+            "what passed while it was closed is not known"
+        );
+        assert_eq!(last + day - it.since(105).0 - (last - year), 0);
+        assert_eq!(it.since(111), (0, u64::MAX));
+        it.look(last + 2 * day, 0, (1, 121));
+        assert_eq!(last + 2 * day - it.since(1).0 - last, 0, "a second step is one as any other");
     }
 }

@@ -146,6 +146,11 @@ impl Writer {
         &self.id
     }
 
+    /// How old events are, for cursors that are made elsewhere.
+    pub fn ages(&self) -> Arc<Ages> {
+        self.ages.clone()
+    }
+
     /// What the metrics want to know.
     pub fn stats(&self) -> Stats {
         self.stats
