@@ -4,7 +4,10 @@
 //! clock. Silence is measured in the stream's own periods, so that a camera with one picture a second
 //! is not taken for a dead one.
 
-use std::time::{Duration, Instant};
+use std::{
+    ops::RangeInclusive,
+    time::{Duration, Instant},
+};
 
 use crate::frame::Code;
 
@@ -25,6 +28,9 @@ const KEYFRAME_INTERVALS: u32 = 3;
 
 /// Periods that the usual one is taken of.
 const PERIODS: usize = 9;
+
+/// Rates that a stream may announce: beyond, it is a slip of whoever wrote it.
+const ANNOUNCED_FPS: RangeInclusive<f64> = 0.05..=1000.0;
 
 /// What has come in before the decoder.
 #[derive(Clone, Copy, Debug, Default)]
@@ -177,8 +183,8 @@ impl Watch {
             return silent.then_some(Silence { code: Code::Timeout, detail });
         }
         let announced = announced
-            .filter(|_| !self.doubted)
-            .and_then(|it| Duration::try_from_secs_f64(it.recip()).ok());
+            .filter(|it| !self.doubted && ANNOUNCED_FPS.contains(it))
+            .map(|it| Duration::from_secs_f64(it.recip()));
         let limit = match self.period().or(self.expected).or(announced) {
             Some(period) => self.stall_after.max(period * STALL_PERIODS),
             None => self.stall_after.max(FIRST_PICTURE_MAX),
@@ -300,7 +306,7 @@ mod tests {
         let mut known = Known::default();
         assert_eq!(noticed(known, 25.0), 4_000);
         assert_eq!(noticed(known, 0.5), 10_000, "five of its periods");
-        for nonsense in [0.0, -25.0, f64::NAN, f64::INFINITY.recip()] {
+        for nonsense in [0.0, -25.0, f64::NAN, f64::INFINITY, 1e-19, 1e-4, 90_000.0] {
             assert_eq!(noticed(known, nonsense), 15_000, "{nonsense}");
         }
         // One that announces 25 pictures a second and sends one in ten seconds.
