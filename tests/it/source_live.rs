@@ -51,7 +51,7 @@ fn rtsp_gives_pictures_with_their_arrival_and_the_servers_clock() {
 
 #[test]
 fn a_camera_may_change_the_size_and_rate_of_its_pictures_within_a_connection() {
-    let server = Server::start(&pattern(), 0, None);
+    let server = Server::start(&Media::Changing { size: (320, 240), fps: 25 }, 0, None);
     let shapes = [((320, 240), 25), ((640, 480), 25), ((640, 480), 5), ((176, 144), 10)];
     let mut at = 0;
     // The encoder may have pictures of the old shape in hand, so the shape is told by size and pace.

@@ -19,6 +19,13 @@ pub(crate) enum Media {
         /// Pictures per second.
         fps: u32,
     },
+    /// The same, whose shape may change; see [`Server::reshape`].
+    Changing {
+        /// Width and height in pixels.
+        size: (u32, u32),
+        /// Pictures per second.
+        fps: u32,
+    },
     /// The same as H.265.
     H265 {
         /// Width and height in pixels.
@@ -52,7 +59,7 @@ pub(crate) struct Server {
     server: server::RTSPServer,
     main_loop: glib::MainLoop,
     thread: Option<JoinHandle<()>>,
-    /// What decides on the shape of a [`Media::Pattern`], once somebody looks at it.
+    /// What decides on the shape of a [`Media::Changing`], once somebody looks at it.
     shape: Arc<Mutex<Option<gst::Element>>>,
 }
 
@@ -177,8 +184,15 @@ fn launch(media: &Media) -> String {
     let pay = "rtph264pay name=pay0 pt=96 config-interval=-1";
     match media {
         Media::Pattern { size, fps } => format!(
-            "( videotestsrc is-live=true pattern=ball ! capsfilter name=shape caps={} \
+            "( videotestsrc is-live=true pattern=ball ! {} \
              ! openh264enc gop-size={fps} complexity=low ! h264parse ! {pay} )",
+            pattern_caps(*size, *fps)
+        ),
+        // openh264enc does not always take another size.
+        Media::Changing { size, fps } => format!(
+            "( videotestsrc is-live=true pattern=ball ! capsfilter name=shape caps={} \
+             ! x264enc tune=zerolatency speed-preset=ultrafast key-int-max={fps} ! h264parse \
+             ! {pay} )",
             pattern_caps(*size, *fps)
         ),
         Media::H265 { size: (width, height), fps } => format!(

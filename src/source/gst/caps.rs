@@ -114,10 +114,11 @@ impl Planes for Mapped {
 
 fn colour(info: &gst_video::VideoInfo, caps: &gst::CapsRef) -> Colour {
     use gst_video::{VideoChromaSite as Site, VideoColorMatrix, VideoColorRange};
-    // As written: `info` has a default for all of it where only the range is known.
+    let colorimetry = info.colorimetry();
+    // As written: `info` has its defaults for all of it where only the range is known.
     let written = caps.structure(0).and_then(|it| it.get::<&str>("colorimetry").ok());
     let written = written.and_then(|it| it.parse::<gst_video::VideoColorimetry>().ok());
-    let colorimetry = written.unwrap_or_else(|| info.colorimetry());
+    let range = written.map(|it| it.range()).filter(|it| *it != VideoColorRange::Unknown);
     let matrix = match colorimetry.matrix() {
         VideoColorMatrix::Bt709 => Matrix::Bt709,
         VideoColorMatrix::Bt2020 => Matrix::Bt2020,
@@ -134,7 +135,7 @@ fn colour(info: &gst_video::VideoInfo, caps: &gst::CapsRef) -> Colour {
     let siting = |cosited| if cosited { Siting::Cosited } else { Siting::Centre };
     Colour {
         matrix,
-        full_range: colorimetry.range() == VideoColorRange::Range0_255,
+        full_range: range.unwrap_or(colorimetry.range()) == VideoColorRange::Range0_255,
         siting_x: siting(site.contains(Site::H_COSITED)),
         siting_y: siting(site.contains(Site::V_COSITED)),
     }
