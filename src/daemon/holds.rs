@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     event::rfc3339,
     frame::{Code, State},
-    journal::side::Side,
+    journal::side::{Aside, Side},
     source::{SourceError, supervise::Leave},
 };
 
@@ -89,24 +89,17 @@ impl Holds {
     /// It is there and cannot be read: streams would be opened that an operator has disabled.
     pub(super) fn open(side: Side) -> io::Result<Holds> {
         let text = side.read()?.unwrap_or_else(|| b"{}".to_vec());
-        let is_old = side.is_old();
         let by_id = match serde_json::from_slice(&text) {
             Ok(by_id) => by_id,
             Err(error) => {
-                let aside = side.set_aside();
-                let moved_to =
-                    aside.map_or_else(|it| it.to_string(), |it| it.display().to_string());
-                tracing::error!(
-                    %error,
-                    moved_to,
-                    "the list of disabled streams cannot be read: all are opened"
-                );
+                damaged(&side, &error);
                 BTreeMap::new()
             }
         };
         let holds = Holds { side, by_id };
-        if is_old {
-            // The next start must not read the old one again, which says nothing of what comes now.
+        if !holds.side.is_there() {
+            // Also if nothing is held: the next start must not take the list of another journal that an
+            // earlier version has left, nor that one's old list again.
             noted(holds.save());
         }
         Ok(holds)
@@ -131,6 +124,9 @@ impl Holds {
             Some(hold) => self.by_id.insert(stream.to_owned(), hold),
             None => self.by_id.remove(stream),
         };
+        // What was refused may be on the disk all the same, if only what came after it has failed. That
+        // nothing can be written is told to whoever has given the order.
+        self.save().ok();
     }
 
     /// Holds a stream back no more.
@@ -171,6 +167,25 @@ impl Holds {
 
     fn save(&self) -> io::Result<()> {
         self.side.write(serde_json::to_string_pretty(&self.by_id)?.as_bytes())
+    }
+}
+
+/// Says that the list is damaged, and moves it aside.
+fn damaged(side: &Side, error: &serde_json::Error) {
+    let what = "the list of disabled streams is damaged: all are opened";
+    match side.set_aside() {
+        Ok(Aside { file, moved_to: Some(moved_to) }) => {
+            let (file, moved_to) = (file.display(), moved_to.display());
+            tracing::error!(%error, %file, %moved_to, "{what}");
+        }
+        Ok(Aside { file, moved_to: None }) => {
+            let file = file.display();
+            tracing::error!(%error, %file, "{what}; an earlier version has written it, and it is left");
+        }
+        Err(failed) => {
+            let (file, not_moved) = (side.path().display(), failed);
+            tracing::error!(%error, %file, %not_moved, "{what}");
+        }
     }
 }
 
@@ -234,6 +249,23 @@ mod tests {
             assert!(open(&journal).unwrap().by_id.is_empty());
             let aside = fs::read(folder.path().join("journal.held.damaged")).unwrap();
             assert_eq!(aside, damaged);
+            assert_eq!(fs::read(folder.path().join("journal.held")).unwrap(), b"{}");
+        }
+    }
+
+    #[test]
+    fn a_new_journal_never_takes_the_list_that_an_earlier_one_has_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let text = r#"{"front": {"why": "disabled", "since": "", "detail": ""}}"#;
+        fs::write(folder.path().join("site.held"), text).unwrap();
+        let journal = folder.path().join("site.b");
+        for known in [false, true] {
+            let it = Holds::open(Side::new(&journal, HELD, known)).unwrap();
+            assert!(it.by_id.is_empty(), "known: {known}");
+        }
+        fs::write(folder.path().join("site.b.held"), "{").unwrap();
+        for start in 1..3 {
+            assert!(open(&journal).unwrap().by_id.is_empty(), "start {start}, damaged before");
         }
     }
 
