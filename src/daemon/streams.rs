@@ -214,16 +214,16 @@ impl Streams {
         }
     }
 
-    /// The same.
+    /// The same. The list is written first, at once: if that fails, nothing has changed on the disk.
     ///
     /// # Errors
     /// It cannot be written down.
     fn forgive(&mut self, id: &str) -> io::Result<()> {
-        let forgiven = match self.holds.get(id) {
-            Some(_) => crash::log::forgive(&self.crashes, id, SystemTime::now()),
-            None => Ok(()),
-        };
-        forgiven.and(self.holds.lift(id))
+        if self.holds.get(id).is_none() {
+            return Ok(());
+        }
+        self.holds.lift(id)?;
+        crash::log::forgive(&self.crashes, id, SystemTime::now())
     }
 
     /// Refuses an order that could not be written down, and that the next start would not follow.
@@ -282,10 +282,9 @@ impl Streams {
 
     fn disable(&mut self, id: &str) -> Answer {
         let before = self.holds.get(id).cloned();
-        let forgiven = if self.is_quarantined(id) { self.forgive(id) } else { Ok(()) };
         let hold = Hold::disabled();
         let leave = hold.leave();
-        if let Err(error) = forgiven.and_then(|()| self.holds.put(id, hold)) {
+        if let Err(error) = self.holds.put(id, hold) {
             return self.unwritten(id, before, &error);
         }
         if let Some(it) = self.running.get(id) {

@@ -286,6 +286,8 @@ fn a_full_disk_stops_no_start_but_an_order_that_cannot_be_written_down_is_refuse
     refused("disable", "front");
     refused("disable", "evil");
     refused("enable", "evil");
+    let crashes = fs::read_to_string(path.join("journal.crashes")).unwrap();
+    assert!(!crashes.contains("forgiven"), "the next start would open it: {crashes}");
     let count = published(&listen, "front");
     wait_until("front goes on", || count + 5 < published(&listen, "front"));
     assert!(is_in(&listen, "evil", "quarantined"));
