@@ -19,7 +19,10 @@ use anyhow::{Context as _, bail};
 
 use crate::{
     cli::{Exit, code},
-    config::{diff, plan::Plan},
+    config::{
+        diff,
+        plan::{Plan, StreamPlan},
+    },
     control::{self, Control},
     crash,
     daemon::{
@@ -121,7 +124,7 @@ pub fn run(plan: Plan, options: Options) -> anyhow::Result<()> {
     let known = side::is_known(&plan.journal.path);
     let mut journal = open_journal(&plan)?;
     let beside = |kind| Side::new(&plan.journal.path, kind, known);
-    let (crashes, report) = crashes(&beside(side::CRASHES));
+    let (crashes, report) = crashes(&beside(side::CRASHES), &plan);
     let holds = Holds::open(beside(side::HELD)).context("the list of disabled streams")?;
     let gpu = match plan.device.device {
         Use::Cpu => GpuStatus::Absent,
@@ -171,11 +174,13 @@ fn open_journal(plan: &Plan) -> anyhow::Result<Writer> {
 /// Says how the last run ended, if it crashed, and watches this one. Gives where that is written down,
 /// and what it says about the streams. It is only a record: a full disk must not keep the daemon from
 /// starting.
-fn crashes(side: &Side) -> (PathBuf, crash::log::Report) {
+fn crashes(side: &Side, plan: &Plan) -> (PathBuf, crash::log::Report) {
     let path = side.path().to_owned();
-    let (report, written) = crash::log::start(side, SystemTime::now());
+    let digest = |(id, it): (&String, &StreamPlan)| (id.clone(), it.digest(&plan.limits));
+    let plans = plan.streams.iter().map(digest).collect();
+    let (report, written) = crash::log::start(side, &plans, SystemTime::now());
     if let Err(error) = written {
-        tracing::error!(%error, file = %path.display(), "this start cannot be written down");
+        tracing::error!(%error, file = %path.display(), "the record of crashes cannot be written anew");
     }
     if let Some(last) = &report.last {
         let (signal, stream) = (&last.what, last.stream.as_deref().unwrap_or("not known"));

@@ -194,11 +194,22 @@ impl Streams {
             if self.is_quarantined(id) {
                 self.lift(id);
             }
+            self.planned(id, plan);
             self.again(id, &plan.streams[id]);
         }
         // They start with the next tick, or once what runs under their name has settled.
         for id in &changes.added {
+            self.planned(id, plan);
             self.waiting.insert(id.clone(), plan.streams[id].clone());
+        }
+    }
+
+    /// Notes by what a stream is run from now on. What crashed may not be there any more.
+    fn planned(&self, id: &str, plan: &Plan) {
+        let digest = plan.streams[id].digest(&plan.limits);
+        let noted = crash::log::changed(&self.crashes, id, &digest, SystemTime::now());
+        if let Err(error) = noted {
+            tracing::error!(stream = id, %error, "the record of crashes cannot be written");
         }
     }
 

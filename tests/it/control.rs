@@ -275,8 +275,10 @@ fn a_full_disk_stops_no_start_but_an_order_that_cannot_be_written_down_is_refuse
     wait_until("front labels", || 0 < published(&listen, "front"));
     wait_until("evil is quarantined", || is_in(&listen, "evil", "quarantined"));
     let log = fs::read_to_string(path.join("log")).unwrap();
-    for said in ["this start cannot be written down", "the list of held streams cannot be written"]
-    {
+    for said in [
+        "the record of crashes cannot be written anew",
+        "the list of held streams cannot be written",
+    ] {
         assert!(log.contains(said), "{log}");
     }
     let refused = |action: &str, id: &str| {
