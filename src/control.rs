@@ -45,17 +45,27 @@ const ANSWER_MAX: Duration = Duration::from_secs(10);
 /// Where a daemon with this journal listens if nothing else is said: in the folder that systemd makes
 /// for it, else beside the journal, which no other daemon can have.
 pub fn path_of(journal: &Path) -> PathBuf {
-    match std::env::var_os("RUNTIME_DIRECTORY") {
-        Some(folder) if !folder.is_empty() => Path::new(&folder).join(NAME),
-        _ => side::path_of(journal, side::SOCKET),
-    }
+    path_in(runtime_folder().as_deref(), journal)
+}
+
+/// The folder that systemd makes for the daemon.
+fn runtime_folder() -> Option<PathBuf> {
+    std::env::var_os("RUNTIME_DIRECTORY").filter(|it| !it.is_empty()).map(PathBuf::from)
+}
+
+fn path_in(folder: Option<&Path>, journal: &Path) -> PathBuf {
+    folder.map_or_else(|| side::path_of(journal, side::SOCKET), |it| it.join(NAME))
 }
 
 /// Where to look for a daemon with this journal, one after the other: a socket that is there may be
 /// left over from a daemon that was killed.
 pub fn places(journal: &Path) -> Vec<PathBuf> {
-    let beside = side::path_of(journal, side::SOCKET);
-    let mut places = vec![path_of(journal), beside, Path::new("/run/ghostwatch").join(NAME)];
+    places_in(runtime_folder().as_deref(), journal)
+}
+
+fn places_in(folder: Option<&Path>, journal: &Path) -> Vec<PathBuf> {
+    let (first, beside) = (path_in(folder, journal), side::path_of(journal, side::SOCKET));
+    let mut places = vec![first, beside, Path::new("/run/ghostwatch").join(NAME)];
     places.dedup();
     places
 }
@@ -319,13 +329,14 @@ fn route(path: &str) -> Option<(&str, Action)> {
 }
 
 /// Gives an order to the daemon with this journal, which listens at one of `places`, and waits for its
-/// answer. A journal that is not there is not insisted on: a daemon under systemd has its own by default.
+/// answer. Without a journal the first daemon is meant. One that is not there is not insisted on: a
+/// daemon under systemd has its own by default.
 ///
 /// # Errors
 /// Nobody listens there, or it does not answer.
 pub fn order(
     places: &[PathBuf],
-    journal: &Path,
+    journal: Option<&Path>,
     action: Action,
     stream: &str,
 ) -> anyhow::Result<Answer> {
@@ -337,24 +348,22 @@ pub fn order(
 
 async fn ask_one(
     places: &[PathBuf],
-    journal: &Path,
+    journal: Option<&Path>,
     action: Action,
     stream: &str,
 ) -> anyhow::Result<Answer> {
-    let mut other = None;
+    let (mut other, mut failed) = (None, None);
     for path in places {
         let shown = path.display();
         let connected = match UnixStream::connect(path).await {
             Ok(connected) => connected,
-            Err(error) => match error.kind() {
-                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => continue,
-                io::ErrorKind::PermissionDenied => {
-                    bail!("{shown}: only root and the user that the daemon runs as may give orders")
-                }
-                _ => bail!("{shown}: {error}"),
-            },
+            Err(error) => {
+                // The daemon may listen at the next place all the same.
+                failed = failed.or(unreachable(path, &error));
+                continue;
+            }
         };
-        match ask(connected, mark(journal), action, stream).await? {
+        match ask(connected, journal.and_then(mark), action, stream).await? {
             (StatusCode::OK, text) => return Ok(Answer::Done(text)),
             (StatusCode::NOT_FOUND, text) => return Ok(Answer::Unknown(text)),
             (StatusCode::CONFLICT, text) => return Ok(Answer::Refused(text)),
@@ -362,11 +371,28 @@ async fn ask_one(
             (status, text) => bail!("{text} ({status})"),
         }
     }
-    other.map(Answer::Refused).ok_or_else(|| {
-        let shown: Vec<_> = places.iter().map(|it| it.display().to_string()).collect();
-        let shown = shown.join(" or ");
-        anyhow::anyhow!("no daemon listens at {shown}; is it running with this journal?")
-    })
+    if let Some(other) = other {
+        return Ok(Answer::Refused(other));
+    }
+    let shown: Vec<_> = places.iter().map(|it| it.display().to_string()).collect();
+    let shown = shown.join(" or ");
+    let nobody = || format!("no daemon listens at {shown}; is it running with this journal?");
+    bail!(failed.unwrap_or_else(nobody))
+}
+
+/// Why it is not known whether a daemon listens at a place. `None` iff none does.
+fn unreachable(path: &Path, error: &io::Error) -> Option<String> {
+    let shown = path.display();
+    match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => None,
+        io::ErrorKind::PermissionDenied => {
+            Some(format!("{shown}: only root and the user that the daemon runs as may give orders"))
+        }
+        _ if PATH_MAX < path.as_os_str().len() => {
+            Some(format!("{shown} is longer than the {PATH_MAX} bytes of a unix socket's path"))
+        }
+        _ => Some(format!("{shown}: {error}")),
+    }
 }
 
 async fn ask(

@@ -37,7 +37,7 @@ fn an_order_reaches_the_loop_and_its_answer_comes_back() {
         Answer::Refused("not now".to_owned()),
     ];
     let places = [path.clone()];
-    let ask = |it| order(&places, NO_JOURNAL.as_ref(), it, "front").unwrap();
+    let ask = |it| order(&places, Some(NO_JOURNAL.as_ref()), it, "front").unwrap();
     thread::scope(|scope| {
         let asking = scope.spawn(|| Action::ALL.map(ask));
         for (action, answer) in Action::ALL.into_iter().zip(&answers) {
@@ -49,7 +49,7 @@ fn an_order_reaches_the_loop_and_its_answer_comes_back() {
     });
     drop(control);
     assert!(!path.exists());
-    let gone = order(&[path.clone(), path], NO_JOURNAL.as_ref(), Action::Restart, "front");
+    let gone = order(&[path.clone(), path], None, Action::Restart, "front");
     let error = gone.unwrap_err().to_string();
     assert!(error.contains("no daemon listens at"), "{error}");
 }
@@ -66,32 +66,44 @@ fn a_socket_that_is_left_over_hides_no_other_and_a_daemon_with_another_journal_i
     drop(left);
     let other = Control::listen(&at("other.sock"), &at("other.db")).unwrap();
     let mine = Control::listen(&at("mine.sock"), &at("by-another-path.db")).unwrap();
-    let ask = |sockets: &[&str], journal: &str| {
+    let ask = |sockets: &[&str], journal: Option<&str>| {
         let places: Vec<_> = sockets.iter().map(|it| at(it)).collect();
-        order(&places, &at(journal), Action::Disable, "front").unwrap()
+        let journal = journal.map(at);
+        order(&places, journal.as_deref(), Action::Disable, "front").unwrap()
     };
-    let done = |control: &Control, answered: &str, sockets: &[&str], journal: &str| {
+    let done = |control: &Control, answered: &str, sockets: &[&str], journal: Option<&str>| {
         thread::scope(|scope| {
             let asking = scope.spawn(|| ask(sockets, journal));
             next(control).answer(Answer::Done(answered.to_owned()));
             assert_eq!(asking.join().unwrap(), Answer::Done(answered.to_owned()));
         });
     };
-    done(&mine, "mine", &["gone.sock", "left.sock", "other.sock", "mine.sock"], "mine.db");
-    done(&other, "any", &["left.sock", "other.sock", "mine.sock"], "not-there.db");
-    let Answer::Refused(why) = ask(&["left.sock", "other.sock"], "mine.db") else {
+    let long = "a".repeat(120);
+    // What is no socket, and what can be none, hide no other either.
+    let sockets = ["gone.sock", "mine.db/x", &*long, "left.sock", "other.sock", "mine.sock"];
+    done(&mine, "mine", &sockets, Some("mine.db"));
+    let sockets = ["left.sock", "other.sock", "mine.sock"];
+    done(&other, "any", &sockets, Some("not-there.db"));
+    done(&other, "the first", &sockets, None);
+    let Answer::Refused(why) = ask(&["left.sock", "other.sock"], Some("mine.db")) else {
         panic!("the other daemon took it");
     };
     let named = at("other.db").display().to_string();
     assert!(why.contains("writes to another journal") && why.contains(&named), "{why}");
     assert!(other.next().is_none() && mine.next().is_none());
+    let places = ["gone.sock", &*long, "left.sock"].map(at);
+    let error = order(&places, None, Action::Disable, "front").unwrap_err().to_string();
+    assert!(error.contains("aaa is longer than the 107 bytes"), "{error}");
 }
 
 #[test]
 fn a_daemon_is_looked_for_beside_its_journal_and_where_systemd_has_it() {
-    let places = places(Path::new("data/site.db"));
-    let expected = ["data/site.db.sock", "/run/ghostwatch/api.sock"];
-    assert_eq!(places, expected.map(PathBuf::from));
+    let journal = Path::new("data/site.db");
+    let expected = ["data/site.db.sock", "/run/ghostwatch/api.sock"].map(PathBuf::from);
+    assert_eq!(places_in(None, journal), expected);
+    let places = places_in(Some(Path::new("/run/other")), journal);
+    assert_eq!(places[0], Path::new("/run/other/api.sock"));
+    assert_eq!(places[1..], expected);
 }
 
 #[test]

@@ -116,7 +116,8 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Classify(args) => classify::run(&args),
         Command::Tail(args) => journal_path(config).and_then(|it| tail::run(&args, &it)),
         Command::Streams(args) => {
-            journal_path(config).and_then(|it| streams::run(&args, &it, cli.socket.as_deref()))
+            let (socket, insist) = (cli.socket.as_deref(), config.is_some());
+            journal_path(config).and_then(|it| streams::run(&args, &it, socket, insist))
         }
         Command::Events(args) => events::run(&args, config),
         Command::Weights(command) => weights::run(&command),

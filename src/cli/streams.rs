@@ -77,11 +77,12 @@ struct Row {
     label: String,
 }
 
-/// Prints the table, or gives an order.
+/// Prints the table, or gives an order. `insist`: the journal is that of a configuration that was
+/// named, so the daemon with this one is meant, also at a socket that was named.
 ///
 /// # Errors
 /// The journal cannot be read, or the output not be written; or the daemon is not there, or refuses.
-pub fn run(args: &Args, journal: &Path, socket: Option<&Path>) -> anyhow::Result<()> {
+pub fn run(args: &Args, journal: &Path, socket: Option<&Path>, insist: bool) -> anyhow::Result<()> {
     let (action, id) = match &args.order {
         None => return show(args, journal),
         Some(Order::Restart { id }) => (Action::Restart, id),
@@ -92,7 +93,9 @@ pub fn run(args: &Args, journal: &Path, socket: Option<&Path>) -> anyhow::Result
         return Err(Exit::wrong(format!("{:?} is no stream id: {ID}", escape(id))));
     }
     let places = socket.map_or_else(|| control::places(journal), |it| vec![it.to_owned()]);
-    match control::order(&places, journal, action, id)? {
+    // A journal that only happens to lie in this folder says nothing of a socket that was named.
+    let meant = (socket.is_none() || insist).then_some(journal);
+    match control::order(&places, meant, action, id)? {
         Answer::Done(text) => writeln!(io::stdout(), "{}", escape(&text))?,
         Answer::Unknown(text) => return Err(Exit::wrong(escape(&text))),
         Answer::Refused(text) => return Err(Exit::failed(escape(&text))),
