@@ -28,7 +28,6 @@ BACKENDS = {
 LIVE = "ghostwatch"
 
 SIZES = {"1080p": (1920, 1080), "720p": (1280, 720)}
-CLIP_SECONDS = 20
 # Made from, and for which sizes: enlarged clips would be easier to decode than a camera's picture,
 # so the bitrate is held at what cameras send.
 CLIP_OF = {"1080p": ("bigbuckbunny.mp4", "4M"), "720p": ("bigbuckbunny.mp4", "2M")}
@@ -117,9 +116,10 @@ def pictures():
     return path
 
 
-def clip(size, fps):
-    """A clip of that size and rate as cameras send it: H.264 with a keyframe every two seconds."""
-    path = FOLDER / f"{size}-{fps}.mp4"
+def clip(size, fps, seconds):
+    """A clip of that size and rate as cameras send it: H.264 with a keyframe every two seconds. And
+    the number of its frames."""
+    path = FOLDER / f"{size}-{fps}fps-{seconds}s.mp4"
     if not path.exists():
         (width, height), (source, rate) = SIZES[size], CLIP_OF[size]
         # The source has 25: faster is played faster, as repeated pictures would cost a decoder nothing.
@@ -127,11 +127,11 @@ def clip(size, fps):
         part = path.with_suffix(".part.mp4")
         subprocess.run(
             ["ffmpeg", "-v", "error", "-y", *faster, "-stream_loop", "-1", "-i", CLIPS / source,
-             "-t", str(CLIP_SECONDS), "-an", "-vf", f"{thinned}scale={width}:{height}",
+             "-t", str(seconds), "-an", "-vf", f"{thinned}scale={width}:{height}",
              "-c:v", "libx264", "-preset", "fast", "-bf", "0", "-g", str(2 * fps),
              "-b:v", rate, "-maxrate", rate, "-bufsize", rate, "-pix_fmt", "yuv420p", part], check=True)
         part.rename(path)
-    return path, CLIP_SECONDS * fps
+    return path, seconds * fps
 
 
 class Store:

@@ -186,7 +186,8 @@ class Worker:
     def load(self, batch, precision, lanes):
         self.batch, self.lanes = int(batch), int(lanes)
         self.peer.load(self.weights, self.batch, precision, self.lanes)
-        return self.run("0.2")
+        # TorchScript compiles at its first calls.
+        return self.run("0", warm=3)
 
     def answer(self, file):
         lane, rows = self.peer.lane(), []
@@ -198,7 +199,7 @@ class Worker:
         np.concatenate(rows).astype(np.float32).tofile(file)
         return str(count)
 
-    def run(self, seconds):
+    def run(self, seconds, warm=1):
         seconds = float(seconds)
         if hasattr(self.peer, "run_all") and self.peer.hint == "THROUGHPUT":
             done, took = self.peer.run_all(forever(self.pictures, self.batch), seconds)
@@ -211,8 +212,7 @@ class Worker:
             def step():
                 return len(lane(next(batches)))
 
-            # TorchScript compiles at its first calls.
-            for _ in range(3):
+            for _ in range(warm):
                 step()
             together.wait()
             start, done = time.perf_counter(), 0

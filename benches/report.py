@@ -129,8 +129,9 @@ def file_table(store):
             "be the frames/s if nothing else cost anything.", "",
             rows(["size", "", "decode", "preprocess", "inference", "bound", "reached of the bound",
                   "same first label as the Python loop"], parts), "",
-            "Roboflow's `inference` did not run here: it was not tried, as it fetches its models from "
-            "its maker's server.", ""]
+            "Roboflow's `inference` did not run here. Its version 1.8.3 asks for other versions of what the "
+            "peers share (ONNX Runtime below 1.22, NumPy below 2.4, PyAV 14.2) and for some sixty packages "
+            "more; an environment of its own was not made.", ""]
 
 
 def live_table(store):
