@@ -89,7 +89,6 @@ def group(precision, batches, workers, options, store, say):
             workers[name] = start()
         return workers[name]
 
-    name, start, lanes = listed[0]
     reference = None
     for name, start, lanes in listed:
         def gate():
