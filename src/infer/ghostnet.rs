@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context, ensure};
 use tch::{Device, Kind, TchError};
 
-use crate::infer::weights::Tensor;
+use crate::infer::{fused::Fused, wanted::has_bf16, weights::Tensor};
 
 /// Which GhostNet.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -78,16 +78,42 @@ pub fn expected(config: &Config) -> Vec<(String, Vec<usize>)> {
 }
 
 /// The network with its weights on a device.
-pub struct GhostNet {
-    net: Net<Conv>,
+pub struct GhostNet(Kinds);
+
+enum Kinds {
+    /// Operator by operator.
+    Plain(Net<Conv>),
+    /// By oneDNN, several operators at once.
+    Fused(Fused),
 }
 
 impl GhostNet {
-    /// Takes the parameters that [`expected`] names and folds BatchNorm into the convolutions.
+    /// Takes the parameters that [`expected`] names and folds BatchNorm into the convolutions. On a
+    /// CPU oneDNN runs them, if it can compute in that kind of number there.
     ///
     /// # Errors
     /// A parameter is missing or has another shape, or the device is out of memory.
     pub fn new(
+        tensors: &BTreeMap<String, Tensor>,
+        config: &Config,
+        device: Device,
+        kind: Kind,
+    ) -> anyhow::Result<GhostNet> {
+        let plain = GhostNet::plain(tensors, config, device, kind)?;
+        let fits = kind == Kind::Float || kind == Kind::BFloat16 && has_bf16();
+        Ok(match plain.0 {
+            Kinds::Plain(net) if device == Device::Cpu && fits => {
+                GhostNet(Kinds::Fused(Fused::new(net)?))
+            }
+            other => GhostNet(other),
+        })
+    }
+
+    /// The same, operator by operator on every device: what the faster one is compared with.
+    ///
+    /// # Errors
+    /// As with [`GhostNet::new`].
+    pub fn plain(
         tensors: &BTreeMap<String, Tensor>,
         config: &Config,
         device: Device,
@@ -108,12 +134,15 @@ impl GhostNet {
                 groups: it.groups as i64,
             })
         })?;
-        Ok(GhostNet { net })
+        Ok(GhostNet(Kinds::Plain(net)))
     }
 
     /// The same network once more, sharing the weights: one for each thread.
     pub fn share(&self) -> GhostNet {
-        GhostNet { net: self.net.map_ref(&|it: &Conv| it.share()) }
+        GhostNet(match &self.0 {
+            Kinds::Plain(net) => Kinds::Plain(net.map_ref(&|it: &Conv| it.share())),
+            Kinds::Fused(fused) => Kinds::Fused(fused.share()),
+        })
     }
 
     /// Logits `[n, classes]` in f32 for normalised pixels `[n, 3, height, width]`. Fastest when
@@ -122,47 +151,51 @@ impl GhostNet {
     /// # Errors
     /// The device failed or is out of memory, or the shape does not fit.
     pub fn forward(&self, pixels: &tch::Tensor) -> Result<tch::Tensor, TchError> {
-        let mut x = self.net.stem.relu(pixels)?;
-        for block in &self.net.blocks {
+        let net = match &self.0 {
+            Kinds::Fused(fused) => return fused.forward(pixels),
+            Kinds::Plain(net) => net,
+        };
+        let mut x = net.stem.relu(pixels)?;
+        for block in &net.blocks {
             x = block.forward(&x)?;
         }
-        let x = pool(&self.net.last.relu(&x)?)?;
-        let x = self.net.head.relu(&x)?;
-        self.net.classifier.linear(&x)?.f_to_kind(Kind::Float)
+        let x = pool(&net.last.relu(&x)?)?;
+        let x = net.head.relu(&x)?;
+        net.classifier.linear(&x)?.f_to_kind(Kind::Float)
     }
 }
 
 /// All layers. `C` is a [`Spec`] in the plan and a [`Conv`] in the network: one walk over the
 /// table serves the list of names and the loading.
-struct Net<C> {
-    stem: C,
-    blocks: Vec<Block<C>>,
-    last: C,
-    head: C,
-    classifier: C,
+pub(super) struct Net<C> {
+    pub(super) stem: C,
+    pub(super) blocks: Vec<Block<C>>,
+    pub(super) last: C,
+    pub(super) head: C,
+    pub(super) classifier: C,
 }
 
 /// A ghost bottleneck.
-struct Block<C> {
-    expand: Ghost<C>,
+pub(super) struct Block<C> {
+    pub(super) expand: Ghost<C>,
     /// `Some` iff the stride is not 1.
-    depthwise: Option<C>,
-    squeeze: Option<Squeeze<C>>,
-    project: Ghost<C>,
+    pub(super) depthwise: Option<C>,
+    pub(super) squeeze: Option<Squeeze<C>>,
+    pub(super) project: Ghost<C>,
     /// `Some` iff input and output differ in shape.
-    shortcut: Option<(C, C)>,
+    pub(super) shortcut: Option<(C, C)>,
 }
 
 /// Half of the channels by a 1×1 convolution, the other half from those by a depthwise one.
-struct Ghost<C> {
-    primary: C,
-    cheap: C,
+pub(super) struct Ghost<C> {
+    pub(super) primary: C,
+    pub(super) cheap: C,
 }
 
 /// Squeeze-excite: one factor per channel, from the channels' means.
-struct Squeeze<C> {
-    reduce: C,
-    expand: C,
+pub(super) struct Squeeze<C> {
+    pub(super) reduce: C,
+    pub(super) expand: C,
 }
 
 impl<C> Net<C> {
@@ -385,16 +418,16 @@ fn divisible(value: f64) -> usize {
 }
 
 /// A convolution with bias, BatchNorm folded in.
-struct Conv {
-    weight: tch::Tensor,
-    bias: tch::Tensor,
-    stride: i64,
-    padding: i64,
-    groups: i64,
+pub(super) struct Conv {
+    pub(super) weight: tch::Tensor,
+    pub(super) bias: tch::Tensor,
+    pub(super) stride: i64,
+    pub(super) padding: i64,
+    pub(super) groups: i64,
 }
 
 impl Conv {
-    fn share(&self) -> Conv {
+    pub(super) fn share(&self) -> Conv {
         Conv { weight: self.weight.shallow_clone(), bias: self.bias.shallow_clone(), ..*self }
     }
 
@@ -407,7 +440,7 @@ impl Conv {
         self.apply(x)?.f_relu_()
     }
 
-    fn linear(&self, x: &tch::Tensor) -> Result<tch::Tensor, TchError> {
+    pub(super) fn linear(&self, x: &tch::Tensor) -> Result<tch::Tensor, TchError> {
         x.f_flatten(1, -1)?.f_linear(&self.weight, Some(&self.bias))
     }
 }
@@ -452,6 +485,6 @@ impl Block<Conv> {
 }
 
 /// The mean of each channel: `[n, channels, 1, 1]`.
-fn pool(x: &tch::Tensor) -> Result<tch::Tensor, TchError> {
+pub(super) fn pool(x: &tch::Tensor) -> Result<tch::Tensor, TchError> {
     x.f_mean_dim(&[2i64, 3][..], true, None)
 }

@@ -5,10 +5,12 @@
 pub mod batch;
 #[allow(unsafe_code, reason = "fills tensors in place")]
 pub mod device;
+mod fused;
 pub mod ghostnet;
 #[allow(unsafe_code, reason = "loads libraries")]
 pub mod gpu;
 pub mod load;
+mod onednn;
 pub mod selftest;
 pub mod wanted;
 pub mod weights;

@@ -81,6 +81,19 @@ pub struct Wanted {
     pub buckets: Option<Vec<usize>>,
 }
 
+/// What libtorch asks of a CPU before it lets oneDNN compute in bf16.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn has_bf16() -> bool {
+    is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512dq")
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+pub(super) fn has_bf16() -> bool {
+    true
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

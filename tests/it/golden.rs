@@ -146,6 +146,25 @@ fn logits_equal_pytorchs_in_batches_of_1_3_and_32_for_1000_and_12_classes() {
 }
 
 #[test]
+fn operators_put_together_give_what_they_give_alone() {
+    for classes in [1000, 12] {
+        let config = Config { classes, ..Config::PUBLISHED };
+        let plain = GhostNet::plain(&weights(&config), &config, Device::Cpu, Kind::Float).unwrap();
+        let network = network(classes);
+        for (count, side) in [(1, 224), (3, 224), (32, 224), (3, 96)] {
+            let x = inputs(count, side);
+            let error = error(&logits(&network, &x), &logits(&plain, &x));
+            println!("{classes} classes, {count} pictures of {side}: {error:.1e}");
+            // Were they the same network, it would be 0.
+            assert!(
+                0.0 < error && error <= ALLOWED,
+                "{classes} classes, batch {count}: {error:.1e}"
+            );
+        }
+    }
+}
+
+#[test]
 fn a_batch_gives_what_its_pictures_give_alone() {
     let (case, network) = case(1000);
     let x = inputs(8, case.side);

@@ -8,7 +8,15 @@ use std::{
 /// A name, and the only files or folders under `src/` whose code may say it.
 const ONLY: &[(&str, &[&str])] = &[
     ("crossbeam_channel", &["edge.rs", "edge/", "infer/batch.rs", "pipeline.rs", "publish.rs"]),
-    ("tch::", &["infer/device.rs", "infer/ghostnet.rs"]),
+    (
+        "tch::",
+        &[
+            "infer/device.rs",
+            "infer/ghostnet.rs",
+            "infer/fused.rs",
+            "infer/onednn.rs",
+        ],
+    ),
     ("use gstreamer", &["source/gst/"]),
     ("rusqlite", &["journal/"]),
     ("prometheus::", &["metrics.rs", "metrics/"]),
@@ -18,7 +26,14 @@ const ONLY: &[(&str, &[&str])] = &[
     ("nvml_wrapper::", &["metrics/gpus.rs"]),
     (
         "unsafe ",
-        &["preprocess/simd.rs", "infer/device.rs", "infer/gpu.rs", "crash/signal.rs", "heap.rs"],
+        &[
+            "preprocess/simd.rs",
+            "infer/device.rs",
+            "infer/gpu.rs",
+            "infer/onednn.rs",
+            "crash/signal.rs",
+            "heap.rs",
+        ],
     ),
     (
         "thread::Builder",
