@@ -3,7 +3,7 @@
 //! Takes model inputs as bytes and gives logits. With `ghostnet.rs`, `fused.rs` and `onednn.rs` the
 //! only place that says `tch`. Not here: when a batch is closed, and which thread runs which [`Engine`].
 
-use std::{cell::Cell, collections::BTreeMap, path::Path, slice, sync::Once};
+use std::{cell::Cell, collections::BTreeMap, path::Path, sync::Once};
 
 use anyhow::{Context, anyhow, bail, ensure};
 use tch::{Device, Kind, TchError, Tensor};
@@ -12,6 +12,7 @@ use crate::infer::{
     Model,
     ghostnet::{Config, GhostNet},
     gpu::{self, Found},
+    input::{Input, Normal},
     selftest,
     wanted::{Precision, Use, Wanted, has_bf16},
     weights,
@@ -88,9 +89,7 @@ pub struct Engine {
     max_batch: usize,
     /// The sizes to which batches are padded, in increasing order; the last is `max_batch`.
     buckets: Vec<usize>,
-    normal: Normal,
-    /// `[max_batch, side, side, 3]` on the CPU: f32, normalised, for the CPU; u8 for a GPU.
-    input: Tensor,
+    input: Input,
 }
 
 impl Engine {
@@ -135,16 +134,17 @@ impl Engine {
     ) -> anyhow::Result<Engine> {
         let _guard = tch::no_grad_guard();
         let max_batch = *buckets.last().expect("there is a largest batch");
-        let input = input(device, max_batch, network.side)?;
+        let normal = Normal::new(network.mean, network.std);
+        let kind = kind(precision);
+        let input = Input::new(device, kind, (max_batch, network.side), normal)?;
         Ok(Engine {
-            network: GhostNet::new(network.tensors, &network.config, device, kind(precision))?,
+            network: GhostNet::new(network.tensors, &network.config, device, kind)?,
             device,
             precision,
             note: None,
             side: network.side,
             max_batch,
             buckets: buckets.to_vec(),
-            normal: Normal::new(network.mean, network.std),
             input,
         })
     }
@@ -162,8 +162,7 @@ impl Engine {
             side: self.side,
             max_batch: self.max_batch,
             buckets: self.buckets.clone(),
-            normal: self.normal.clone(),
-            input: input(self.device, self.max_batch, self.side)?,
+            input: self.input.another()?,
         })
     }
 
@@ -206,15 +205,8 @@ impl Engine {
     /// One batch of at most `max_batch`.
     fn forward_one(&mut self, batch: &[&[u8]]) -> anyhow::Result<Vec<Vec<f32>>> {
         let size = self.padded(batch.len()).expect("a part is at most the largest batch");
-        self.fill(batch);
-        let run = || {
-            let rows = self.input.f_narrow(0, 0, size as i64)?;
-            let pixels = match self.device {
-                Device::Cpu => rows.f_to_kind(kind(self.precision))?,
-                device => self.normal.apply(&rows.f_to_device(device)?, kind(self.precision))?,
-            };
-            // Rows of interleaved pixels are what libtorch calls channels last.
-            let logits = self.network.forward(&pixels.f_permute([0, 3, 1, 2])?)?;
+        let mut run = || {
+            let logits = self.network.forward(&self.input.put(batch, size)?)?;
             let logits = logits.f_to_device(Device::Cpu)?.f_contiguous()?;
             let (_, classes) = logits.size2()?;
             let mut flat = vec![0.0f32; size * classes as usize];
@@ -224,28 +216,6 @@ impl Engine {
             Ok::<_, TchError>(rows.map(<[f32]>::to_vec).collect())
         };
         run().map_err(said).with_context(|| format!("a batch of {size} on {}", self.device()))
-    }
-
-    /// Writes the pictures into the input. Rows beyond them keep what they had: no picture's
-    /// logits depend on another's pixels.
-    fn fill(&mut self, batch: &[&[u8]]) {
-        let bytes = self.side * self.side * 3;
-        let count = self.max_batch * bytes;
-        let pointer = self.input.data_ptr();
-        if self.device == Device::Cpu {
-            // SAFETY: `input` is a contiguous f32 CPU tensor of `count` values that this engine
-            // owns; no view of it outlives a call of `forward_one`, and `&mut self` excludes others.
-            let all = unsafe { slice::from_raw_parts_mut(pointer.cast::<f32>(), count) };
-            for (row, picture) in all.chunks_exact_mut(bytes).zip(batch) {
-                self.normal.fill(row, picture);
-            }
-        } else {
-            // SAFETY: as above, with u8; the copy to the device is synchronous from pageable memory.
-            let all = unsafe { slice::from_raw_parts_mut(pointer.cast::<u8>(), count) };
-            for (row, picture) in all.chunks_exact_mut(bytes).zip(batch) {
-                row.copy_from_slice(picture);
-            }
-        }
     }
 }
 
@@ -368,51 +338,8 @@ fn powers(max: usize) -> Vec<usize> {
     all
 }
 
-fn input(device: Device, max_batch: usize, side: usize) -> anyhow::Result<Tensor> {
-    let kind = if device == Device::Cpu { Kind::Float } else { Kind::Uint8 };
-    let shape = [max_batch as i64, side as i64, side as i64, 3];
-    Tensor::f_zeros(shape, (kind, Device::Cpu)).map_err(said).context("the input buffer")
-}
-
-/// From bytes to what the network was trained on, rounded as torchvision's `ToTensor` and
-/// `Normalize` round.
-#[derive(Clone)]
-struct Normal {
-    mean: [f32; 3],
-    std: [f32; 3],
-    table: Box<[[f32; 3]; 256]>,
-}
-
-impl Normal {
-    fn new(mean: [f32; 3], std: [f32; 3]) -> Normal {
-        let mut table = Box::new([[0.0; 3]; 256]);
-        for (byte, row) in table.iter_mut().enumerate() {
-            for (channel, it) in row.iter_mut().enumerate() {
-                *it = (byte as f32 / 255.0 - mean[channel]) / std[channel];
-            }
-        }
-        Normal { mean, std, table }
-    }
-
-    fn fill(&self, row: &mut [f32], picture: &[u8]) {
-        for (out, rgb) in row.as_chunks_mut::<3>().0.iter_mut().zip(picture.as_chunks::<3>().0) {
-            for channel in 0..3 {
-                out[channel] = self.table[usize::from(rgb[channel])][channel];
-            }
-        }
-    }
-
-    /// The same on the device, for `[n, side, side, 3]`.
-    fn apply(&self, bytes: &Tensor, kind: Kind) -> Result<Tensor, TchError> {
-        let mean = Tensor::f_from_slice(&self.mean)?.f_to_device(bytes.device())?;
-        let std = Tensor::f_from_slice(&self.std)?.f_to_device(bytes.device())?;
-        let unit = bytes.f_to_kind(Kind::Float)?.f_div_scalar(255.0)?;
-        unit.f_sub(&mean)?.f_div(&std)?.f_to_kind(kind)
-    }
-}
-
 /// libtorch's message without the C++ stack under it.
-fn said(error: TchError) -> anyhow::Error {
+pub(super) fn said(error: TchError) -> anyhow::Error {
     let text = error.to_string();
     anyhow!("{}", text.lines().next().unwrap_or_default().trim())
 }

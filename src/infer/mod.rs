@@ -3,12 +3,12 @@
 //! ([`selftest`]).
 
 pub mod batch;
-#[allow(unsafe_code, reason = "fills tensors in place")]
 pub mod device;
 mod fused;
 pub mod ghostnet;
 #[allow(unsafe_code, reason = "loads libraries")]
 pub mod gpu;
+mod input;
 pub mod load;
 mod onednn;
 pub mod selftest;

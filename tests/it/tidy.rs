@@ -14,6 +14,7 @@ const ONLY: &[(&str, &[&str])] = &[
             "infer/device.rs",
             "infer/ghostnet.rs",
             "infer/fused.rs",
+            "infer/input.rs",
             "infer/onednn.rs",
         ],
     ),
@@ -28,7 +29,7 @@ const ONLY: &[(&str, &[&str])] = &[
         "unsafe ",
         &[
             "preprocess/simd.rs",
-            "infer/device.rs",
+            "infer/input.rs",
             "infer/gpu.rs",
             "infer/onednn.rs",
             "crash/signal.rs",
