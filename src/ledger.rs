@@ -27,6 +27,8 @@ pub struct Stream {
     pub received: AtomicU64,
     /// Encoded bytes that left the depayloader or demuxer.
     pub received_bytes: AtomicU64,
+    /// Encoded frames that were not decoded on purpose: they are not wanted, nor needed by others.
+    pub left_out: AtomicU64,
     /// Pictures that left the decoder.
     pub decoded: AtomicU64,
     /// Events appended to the journal and committed.
@@ -67,6 +69,7 @@ impl Stream {
             id: id.into(),
             received: AtomicU64::new(0),
             received_bytes: AtomicU64::new(0),
+            left_out: AtomicU64::new(0),
             decoded: AtomicU64::new(0),
             published: AtomicU64::new(0),
             in_flight: AtomicI64::new(0),

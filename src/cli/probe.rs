@@ -108,7 +108,12 @@ impl Probe {
             measured: None,
             failure: Some((error, Vec::new())),
         };
-        let probed = match plan.spec(limits) {
+        // What is not needed for a limited rate would not be decoded, and so not be measured.
+        let whole = plan.spec(limits).map(|mut it| {
+            it.max_fps = None;
+            it
+        });
+        let probed = match whole {
             Err(error) => failed(SourceError { code: Code::Error, detail: error.to_string() }),
             Ok(spec) => match GstOpener::new(spec.clone(), Arc::new(Stream::new(id))) {
                 Err(error) => failed(error),

@@ -139,6 +139,7 @@ struct Families {
     frozen: IntGaugeVec,
     received_bytes: IntCounterVec,
     received: IntCounterVec,
+    left_out: IntCounterVec,
     decoded: IntCounterVec,
     published: IntCounterVec,
     dropped: IntCounterVec,
@@ -198,6 +199,11 @@ impl Families {
             frozen: gauges("stream_frozen", "1 while the picture does not change, else 0.", &id),
             received_bytes: counters("stream_received_bytes_total", "Encoded bytes.", &id),
             received: counters("frames_received_total", "Encoded frames.", &id),
+            left_out: counters(
+                "frames_not_decoded_total",
+                "Encoded frames that were not decoded: `skipped` on purpose, as `max_fps` wants less.",
+                &["stream", "reason"],
+            ),
             decoded: counters("frames_decoded_total", "Frames that left the decoder.", &id),
             published: counters(
                 "frames_published_total",
@@ -209,7 +215,7 @@ impl Families {
         }
     }
 
-    fn all(&self) -> [&dyn Collector; 18] {
+    fn all(&self) -> [&dyn Collector; 19] {
         [
             &self.info,
             &self.up,
@@ -225,6 +231,7 @@ impl Families {
             &self.frozen,
             &self.received_bytes,
             &self.received,
+            &self.left_out,
             &self.decoded,
             &self.published,
             &self.dropped,
@@ -268,6 +275,8 @@ impl Families {
         for (family, count) in counts {
             family.with_label_values(&[id]).inc_by(count.load(Relaxed));
         }
+        let left_out = self.left_out.with_label_values(&[id, "skipped"]);
+        left_out.inc_by(stream.left_out.load(Relaxed));
         self.add_drops(stream);
         let told = entry.told.lock().expect(LOCK);
         for (reason, count) in &told.disconnects {

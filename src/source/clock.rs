@@ -231,6 +231,8 @@ pub struct Sampler {
     micro_fps: u128,
     /// First PTS, last PTS and last cell of this epoch.
     last: Option<(Duration, Duration, u128)>,
+    /// The last label, where others number them.
+    label: Option<u64>,
 }
 
 impl Sampler {
@@ -238,16 +240,22 @@ impl Sampler {
     pub fn new(fps: f64) -> Option<Sampler> {
         let micro_fps = (fps * 1e6).round();
         let valid = (1.0..1e15).contains(&micro_fps);
-        valid.then_some(Sampler { micro_fps: micro_fps as u128, last: None })
+        valid.then_some(Sampler { micro_fps: micro_fps as u128, last: None, label: None })
     }
 
     /// Forgets the grid; the next picture goes through and starts another.
     pub fn reset(&mut self) {
-        self.last = None;
+        (self.last, self.label) = (None, None);
     }
 
-    /// Whether the picture goes on.
-    pub fn keeps(&mut self, pts: Duration) -> bool {
+    /// Whether the picture goes on. `label`: which of all labels it can have, if that is known, as
+    /// where not all pictures are decoded.
+    pub fn keeps(&mut self, pts: Duration, label: Option<u64>) -> bool {
+        if label.is_some() {
+            let new = self.label < label;
+            self.label = self.label.max(label);
+            return new;
+        }
         let Some((first, before, cell_before)) = self.last else {
             self.last = Some((pts, pts, 0));
             return true;
@@ -383,9 +391,10 @@ mod tests {
         let mut sampler = Sampler::new(max_fps).unwrap();
         (0..frames)
             .filter(|i| {
-                sampler.keeps(Duration::from_nanos(
-                    u64::from(*i) * 1_000_000_000 / u64::from(source_fps),
-                ))
+                sampler.keeps(
+                    Duration::from_nanos(u64::from(*i) * 1_000_000_000 / u64::from(source_fps)),
+                    None,
+                )
             })
             .collect()
     }
@@ -404,7 +413,7 @@ mod tests {
     fn sampling_at_a_cameras_own_rate_survives_its_jitter() {
         let mut sampler = Sampler::new(10.0).unwrap();
         let pts = |i: u32| Duration::from_millis(u64::from(100 * i + i * 7_919 % 41));
-        assert_eq!((0..1_000).filter(|i| sampler.keeps(pts(*i))).count(), 1_000);
+        assert_eq!((0..1_000).filter(|i| sampler.keeps(pts(*i), None)).count(), 1_000);
         assert!(Sampler::new(0.0).is_none() && Sampler::new(f64::NAN).is_none());
     }
 }

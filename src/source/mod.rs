@@ -3,7 +3,7 @@
 //! A source is the only stage that looks at the stop token. What is configured is in [`spec`], what
 //! GStreamer does in [`gst`]; the rules are in [`supervise`] (what next), [`watch`] (what is
 //! silence), [`gate`] (who may connect), [`reach`] (who answers), [`quiet`] and [`agree`] (what is logged),
-//! [`clock`] (numbers and times) and [`offset`] (how good those are); this file only puts them together.
+//! [`needed`] (what is decoded), [`clock`] (numbers and times) and [`offset`] (how good those are); this file only puts them together.
 //! [`probe`] opens a stream once and says what comes, with [`facts`].
 
 pub mod agree;
@@ -12,6 +12,7 @@ pub mod facts;
 pub mod fingerprint;
 pub mod gate;
 pub mod gst;
+pub mod needed;
 pub mod offset;
 pub mod pause;
 pub mod probe;
@@ -99,6 +100,9 @@ pub struct Decoded {
     pub reports: Option<Reports>,
     /// Whether the decoder marked it as broken, or something before it was lost.
     pub corrupt: bool,
+    /// Which label it can have, of labels that are numbered in order; `None` if that was not decided
+    /// before the decoder.
+    pub label: Option<u64>,
 }
 
 /// Why a connection failed.
@@ -386,7 +390,7 @@ impl Reader<'_> {
         let corrupt = decoded.corrupt.then_some(Flag::Corrupt);
         let reason = if corrupt.is_some_and(|it| !self.stream.health().labels(&[it])) {
             Some(Reason::Corrupt)
-        } else if self.sampler.as_mut().is_some_and(|it| !it.keeps(stamp.pts)) {
+        } else if self.sampler.as_mut().is_some_and(|it| !it.keeps(stamp.pts, decoded.label)) {
             Some(Reason::Rate)
         } else {
             None

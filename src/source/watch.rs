@@ -41,6 +41,8 @@ pub struct Network {
     pub last_keyframe: Option<Instant>,
     /// The longest time between two keyframes.
     pub keyframe_interval: Duration,
+    /// The usual time between two pictures, where not all of them are decoded.
+    pub period: Option<Duration>,
 }
 
 impl Network {
@@ -75,8 +77,8 @@ impl Known {
     pub fn learn(&mut self, watch: &Watch, silent: bool) {
         match watch.pictures {
             0 => {}
-            1 if !silent => {}
-            1 => {
+            1 if !silent && watch.period().is_none() => {}
+            1 if watch.period().is_none() => {
                 self.lonely += 1;
                 if LONELY_MAX <= self.lonely {
                     *self = Known { period: None, lonely: LONELY_MAX };
@@ -95,6 +97,10 @@ pub struct Watch {
     expected: Option<Duration>,
     /// Whether what the stream announces has turned out to be wrong.
     doubted: bool,
+    /// The period before the decoder, where not all pictures are decoded.
+    measured: Option<Duration>,
+    /// The longest time between two pictures that are left over where not all are decoded.
+    spacing: Duration,
     opened: Instant,
     pictures: u64,
     last_picture: Instant,
@@ -119,6 +125,8 @@ impl Watch {
             stall_after,
             expected: None,
             doubted: false,
+            measured: None,
+            spacing: Duration::ZERO,
             opened: now,
             pictures: 0,
             last_picture: now,
@@ -130,6 +138,16 @@ impl Watch {
     /// The same, of a stream that was connected before: its period holds until it has one of its own.
     pub fn expecting(self, known: Known) -> Watch {
         Watch { expected: known.period, doubted: LONELY_MAX <= known.lonely, ..self }
+    }
+
+    /// The same, of a stream of which not all pictures are decoded, but one at least this often.
+    pub fn spaced(self, spacing: Duration) -> Watch {
+        Watch { spacing, ..self }
+    }
+
+    /// The usual time between two pictures before the decoder, where not all are decoded.
+    pub fn measured(&mut self, period: Option<Duration>) {
+        self.measured = period;
     }
 
     /// Pictures so far.
@@ -156,6 +174,9 @@ impl Watch {
 
     /// The usual time between two pictures: a gap or a jump of the PTS does not count.
     pub fn period(&self) -> Option<Duration> {
+        if self.measured.is_some() {
+            return self.measured;
+        }
         let mut sorted = self.periods.clone();
         sorted.sort_unstable();
         sorted.get(sorted.len() / 2).copied()
@@ -197,7 +218,7 @@ impl Watch {
                 Duration::ZERO => FIRST_PICTURE_MAX,
                 interval => interval * KEYFRAME_INTERVALS,
             };
-            (", though data comes", limit.max(keyframes))
+            (", though data comes", limit.max(keyframes) + self.spacing)
         };
         let silence = since(self.last_picture);
         (limit <= silence).then(|| Silence {

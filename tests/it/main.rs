@@ -43,6 +43,7 @@ mod source_hostile;
 mod source_http;
 mod source_live;
 mod source_media;
+mod source_thin;
 mod source_time;
 mod source_tls;
 mod support;

@@ -253,6 +253,7 @@ fn picture(pts: u64, corrupt: bool) -> Next {
         captured: None,
         reports: None,
         corrupt,
+        label: None,
     })
 }
 

@@ -113,6 +113,7 @@ impl Source for Grey {
             captured: None,
             reports: None,
             corrupt: false,
+            label: None,
         }))
     }
 }

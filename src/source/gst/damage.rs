@@ -82,7 +82,7 @@ pub fn watch(pad: &gst::Pad, shared: &Arc<Shared>) {
         };
         DECODING.with_borrow_mut(|it| it.clone_from(&shared));
         let keyframe = !buffer.flags().contains(gst::BufferFlags::DELTA_UNIT);
-        strong.damage().sent(buffer.pts(), keyframe);
+        strong.damage().arrives(buffer.pts(), keyframe);
         gst::PadProbeReturn::Ok
     });
 }
@@ -138,6 +138,8 @@ pub struct Damage {
     keyframe: Option<gst::ClockTime>,
     /// Pictures to come that a gap may have touched.
     near_gap: u8,
+    /// Whether a gap touched the picture that goes to the decoder next; `None`: nobody has looked.
+    announced: Option<bool>,
     begun: bool,
 }
 
@@ -148,10 +150,26 @@ impl Damage {
         self.near_gap = if self.begun { 2 } else { 0 };
     }
 
-    /// An encoded picture goes to the decoder.
-    pub fn sent(&mut self, pts: Option<gst::ClockTime>, keyframe: bool) {
+    /// An encoded picture has come. Whether a gap touched it.
+    pub fn comes(&mut self) -> bool {
         let gap = 0 < self.near_gap;
         self.near_gap = self.near_gap.saturating_sub(1);
+        gap
+    }
+
+    /// The picture that comes to the decoder next came some time ago.
+    pub fn goes(&mut self, gap: bool) {
+        self.announced = Some(gap);
+    }
+
+    /// An encoded picture comes to the decoder.
+    pub fn arrives(&mut self, pts: Option<gst::ClockTime>, keyframe: bool) {
+        let gap = self.announced.take();
+        let gap = gap.unwrap_or_else(|| self.comes());
+        self.sent(pts, keyframe, gap);
+    }
+
+    fn sent(&mut self, pts: Option<gst::ClockTime>, keyframe: bool, gap: bool) {
         if gap {
             (self.spoilt, self.keyframe) = (true, None);
         } else if keyframe {
@@ -208,7 +226,7 @@ mod tests {
             match it {
                 '!' => damage.broken(),
                 '-' => damage.gap(),
-                it => damage.sent(ms(*next.next().unwrap()), it == 'K'),
+                it => damage.arrives(ms(*next.next().unwrap()), it == 'K'),
             }
         }
         let mut all = pts.to_vec();
@@ -236,14 +254,26 @@ mod tests {
     }
 
     #[test]
+    fn a_gap_touches_what_came_after_it_though_that_is_decoded_later() {
+        let mut damage = Damage::default();
+        damage.arrives(ms(0), true);
+        damage.gap();
+        // Two deltas, of which none is decoded, then a keyframe.
+        assert_eq!([damage.comes(), damage.comes(), damage.comes()], [true, true, false]);
+        damage.goes(false);
+        damage.arrives(ms(3), true);
+        assert!(!damage.take(ms(0)) && !damage.take(ms(3)));
+    }
+
+    #[test]
     fn pictures_without_times_are_taken_as_they_came() {
         let mut damage = Damage::default();
-        damage.sent(None, true);
-        damage.sent(None, false);
+        damage.arrives(None, true);
+        damage.arrives(None, false);
         damage.broken();
-        damage.sent(None, false);
-        damage.sent(None, true);
-        damage.sent(None, false);
+        damage.arrives(None, false);
+        damage.arrives(None, true);
+        damage.arrives(None, false);
         let all: Vec<_> = (0..5).map(|it| damage.take(ms(it).filter(|_| it != 2))).collect();
         assert_eq!(all, [false, true, true, false, false]);
         assert!(!damage.take(None) && damage.sent.is_empty());
@@ -252,7 +282,7 @@ mod tests {
     #[test]
     fn a_decoder_that_gives_nothing_takes_no_memory() {
         let mut damage = Damage::default();
-        (0..10_000).for_each(|it| damage.sent(ms(it), it == 0));
+        (0..10_000).for_each(|it| damage.arrives(ms(it), it == 0));
         assert_eq!(damage.sent.len(), SENT_MAX);
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! This folder is the only place that says `gstreamer`. [`pipeline`] puts the elements together,
 //! [`caps`] reads pictures in place, [`damage`] knows which are broken, [`decoders`] chooses who decodes
-//! them, [`tls`] whom to trust, [`rtcp`] reads what cameras say of their clocks, [`ssrc`] makes one
+//! them and [`thin`] which pictures need it, [`tls`] whom to trust, [`rtcp`] reads what cameras say of their clocks, [`ssrc`] makes one
 //! source of several, [`errors`] says in our words what went wrong, [`said`] keeps what GStreamer said
 //! before, [`redact`] what of it nobody may read, [`shared`] what the threads of a connection share.
 //! [`inventory`] is for `doctor`.
@@ -18,6 +18,7 @@ pub mod rtcp;
 pub mod said;
 pub mod shared;
 pub mod ssrc;
+pub mod thin;
 pub mod tls;
 
 use std::{
@@ -48,6 +49,7 @@ use crate::{
             said::Said,
             shared::{Arrival, Shared},
         },
+        needed::Needed,
         url::SourceUrl,
         watch::{Known, Watch},
     },
@@ -154,6 +156,7 @@ impl Opener for GstOpener {
             linked: AtomicBool::new(false),
             described: AtomicBool::new(false),
             damage: Mutex::default(),
+            needed: Mutex::new(self.spec.max_fps.and_then(Needed::new)),
             said: self.said.clone(),
         });
         let (pipeline, sink) = pipeline::build(&self.spec, &shared)?;
@@ -176,6 +179,8 @@ impl Opener for GstOpener {
         });
         let started = pipeline.set_state(gst::State::Playing);
         let known = *self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let spacing = shared.needed().as_ref().map_or(Duration::ZERO, Needed::longest);
+        let watch = Watch::new(self.spec.stall_after, Instant::now()).spaced(spacing);
         let source = GstSource {
             pipeline,
             sink,
@@ -183,7 +188,7 @@ impl Opener for GstOpener {
             shared,
             spec: self.spec.clone(),
             finite: self.finite.clone(),
-            watch: Watch::new(self.spec.stall_after, Instant::now()).expecting(known),
+            watch: watch.expecting(known),
             silent: false,
             known: self.known.clone(),
             stopped: false,
@@ -285,6 +290,9 @@ impl GstSource {
         let unknown = || Arrival { mono: decoded, wall: wall(), captured: None, reports: None };
         let arrival = arrival.unwrap_or_else(unknown);
         let corrupt = frame.corrupt | self.shared.damage().take(frame.buffer_pts);
+        let pts = frame.buffer_pts.map(Duration::from);
+        let label = self.shared.needed().as_mut().zip(pts).and_then(|it| it.0.label(it.1, corrupt));
+        self.watch.measured(self.shared.state().network.period);
         // A camera whose pictures stay broken is opened again, which gives a keyframe.
         if !corrupt || !self.spec.url.is_live() {
             self.watch.picture(decoded, frame.pts);
@@ -298,6 +306,7 @@ impl GstSource {
             captured: arrival.captured,
             reports: arrival.reports,
             corrupt,
+            label,
         })
     }
 

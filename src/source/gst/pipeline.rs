@@ -28,7 +28,7 @@ use crate::{
     source::{
         SourceError, Spec,
         facts::Carried,
-        gst::{caps, damage, decoders, rtcp, shared::Shared, tls},
+        gst::{caps, damage, decoders, rtcp, shared::Shared, thin, tls},
         url::{Pattern, Remote, SourceUrl, Transport},
     },
 };
@@ -140,6 +140,7 @@ impl Tail {
         let raw = caps.structure(0).is_some_and(|it| it.name() == "video/x-raw");
         let first = if raw { self.convert.clone() } else { self.decoder(caps)? };
         if !raw {
+            thin::watch(pad, &self.shared);
             add(pipeline, &[&first])?;
             link(&first, &self.convert)?;
             sync(&first)?;

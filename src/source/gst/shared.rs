@@ -18,6 +18,7 @@ use crate::{
         SourceError,
         facts::Facts,
         gst::{damage::Damage, rtcp, said::Said},
+        needed::Needed,
         offset::Reports,
         watch::Network,
     },
@@ -37,6 +38,8 @@ pub struct Shared {
     /// Whether the server has described its streams: it has taken the password then.
     pub(super) described: AtomicBool,
     pub(super) damage: Mutex<Damage>,
+    /// `None` iff every picture is decoded.
+    pub(super) needed: Mutex<Option<Needed>>,
     pub(super) said: Arc<Said>,
 }
 
@@ -77,6 +80,11 @@ impl Shared {
     /// Which pictures are broken. Held for one of them, never longer.
     pub fn damage(&self) -> MutexGuard<'_, Damage> {
         self.damage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Which pictures need to be decoded. Held for one of them, never longer.
+    pub fn needed(&self) -> MutexGuard<'_, Option<Needed>> {
+        self.needed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes the right to link the video stream. `false` iff one is linked already.
