@@ -212,6 +212,7 @@ impl Event {
 
     /// A stream's change of state. `previous` is the name of the state before, if there was one.
     pub fn state(instance: &str, change: &StateChange, previous: Option<&str>) -> Event {
+        let decoder = change.stream.decoder();
         let data = StateData {
             stream: &change.stream.id,
             state: change.state.name(),
@@ -226,6 +227,7 @@ impl Event {
             epoch: change.ended.map(|it| it.epoch),
             frame: change.ended.and_then(|it| it.frames.checked_sub(1)),
             skipped: change.ended.map(|it| Counts(it.skipped)),
+            decoder: decoder.as_ref().map(|(name, why)| DecoderData { name, why }),
         };
         Event {
             kind: Kind::StreamState,
@@ -413,6 +415,14 @@ struct StateData<'a> {
     frame: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     skipped: Option<Counts>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    decoder: Option<DecoderData<'a>>,
+}
+
+#[derive(Serialize)]
+struct DecoderData<'a> {
+    name: &'a str,
+    why: &'a str,
 }
 
 #[derive(Serialize)]

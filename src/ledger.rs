@@ -43,6 +43,8 @@ pub struct Stream {
     pub connects_failed: AtomicU64,
     /// What comes in before the decoder; empty before that is known.
     codec: Mutex<String>,
+    /// The decoder and why it was chosen; empty before that is known.
+    decoder: Mutex<(String, String)>,
     /// Width and height of the last picture in pixels, as two halves; 0 before the first.
     size: AtomicU64,
     /// When the last decoded frame came, in milliseconds since the Unix epoch; 0 before the first.
@@ -77,6 +79,7 @@ impl Stream {
             connects: AtomicU64::new(0),
             connects_failed: AtomicU64::new(0),
             codec: Mutex::default(),
+            decoder: Mutex::default(),
             size: AtomicU64::new(0),
             last_frame_ms: AtomicU64::new(0),
             dated: Mutex::default(),
@@ -118,6 +121,18 @@ impl Stream {
     /// Sets what comes in before the decoder.
     pub fn set_codec(&self, codec: String) {
         *self.codec.lock().unwrap_or_else(PoisonError::into_inner) = codec;
+    }
+
+    /// Sets who decodes, and why.
+    pub fn set_decoder(&self, name: &str, why: &str) {
+        let decoder = (name.to_owned(), why.to_owned());
+        *self.decoder.lock().unwrap_or_else(PoisonError::into_inner) = decoder;
+    }
+
+    /// Who decodes, and why. `None` before that is known, and where nothing is to be decoded.
+    pub fn decoder(&self) -> Option<(String, String)> {
+        let decoder = self.decoder.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        (!decoder.0.is_empty()).then_some(decoder)
     }
 
     /// Sets the width and height of a decoded picture.

@@ -75,6 +75,8 @@ struct Row {
     latency_us: u64,
     skipped: BTreeMap<String, u64>,
     label: String,
+    /// The decoder and why it was chosen.
+    decoder: String,
 }
 
 /// Prints the table, or gives an order. `insist`: the journal is that of a configuration that was
@@ -134,6 +136,7 @@ fn rows(reader: &mut Reader) -> anyhow::Result<BTreeMap<String, Row>> {
         row.state = text(&data["state"]);
         row.code = text(&data["code"]);
         let flags = data["flags"].as_array().into_iter().flatten();
+        row.decoder = decoder(&data["decoder"]);
         row.flags = flags.map(|it| text(&it["name"])).collect();
     }
     rows.retain(|_, it| it.state != "removed");
@@ -185,6 +188,13 @@ fn frame(rows: &mut BTreeMap<String, Row>, data: &Value, since: &str) {
     }
 }
 
+fn decoder(value: &Value) -> String {
+    match (value["name"].as_str(), value["why"].as_str()) {
+        (Some(name), Some(why)) => escape(&format!("{name} ({why})")),
+        _ => String::new(),
+    }
+}
+
 fn text(value: &Value) -> String {
     escape(value.as_str().unwrap_or_default())
 }
@@ -206,8 +216,17 @@ fn state(row: &Row) -> String {
 
 fn table(rows: &BTreeMap<String, Row>) -> String {
     let mut lines = vec![
-        ["STREAM", "STATE", "FPS", "LATENCY", "DROPPED IN 10 S", "LAST FAILURE", "LAST LABEL"]
-            .map(str::to_owned),
+        [
+            "STREAM",
+            "STATE",
+            "FPS",
+            "LATENCY",
+            "DROPPED IN 10 S",
+            "LAST FAILURE",
+            "LAST LABEL",
+            "DECODER",
+        ]
+        .map(str::to_owned),
     ];
     let now = OffsetDateTime::now_utc();
     for (id, row) in rows {
@@ -223,10 +242,11 @@ fn table(rows: &BTreeMap<String, Row>) -> String {
                 format!("{code} {} s ago", (now - *since).whole_seconds().max(0))
             }),
             if row.label.is_empty() { "-".to_owned() } else { row.label.clone() },
+            if row.decoder.is_empty() { "-".to_owned() } else { row.decoder.clone() },
         ]);
     }
     let width = |i: usize| lines.iter().map(|it| it[i].chars().count()).max().unwrap_or(0);
-    let widths: Vec<_> = (0..7).map(width).collect();
+    let widths: Vec<_> = (0..8).map(width).collect();
     let mut out = String::new();
     for line in &lines {
         let cells: Vec<_> =

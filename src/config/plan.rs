@@ -19,7 +19,7 @@ use crate::{
     secret::Secret,
     sink::settings::{Select, Target},
     source::{
-        Spec, Tls,
+        Decode, Spec, Tls,
         fingerprint::Fingerprint,
         url::{SourceUrl, Transport, UrlError},
     },
@@ -72,6 +72,8 @@ pub struct StreamPlan {
     pub max_clock_offset: Duration,
     /// What happens when frames come faster than they are classified.
     pub when_full: WhenFull,
+    /// Who decodes.
+    pub decode: Decode,
     /// A file starts over when it has ended.
     pub looped: bool,
     /// A file or test pattern comes at its own rate.
@@ -118,6 +120,7 @@ impl StreamPlan {
             stall_after: self.stall_after,
             max_clock_offset: self.max_clock_offset,
             max_fps: self.max_fps,
+            decode: self.decode,
             realtime: self.realtime,
             looped: self.looped,
             limits: (limits.max_width, limits.max_height),

@@ -90,6 +90,10 @@ const CLOCK_OFFSET_DOC: &str = "Events are dated by the camera's clock, as its R
 const WHEN_FULL_DOC: &str = "When frames come faster than they are classified: keep the newest one \
     (latest), or let the source wait and lose none (block). auto: latest for live streams, block \
     for files and test patterns.";
+const DECODE: Kind = Choice(&["auto", "software", "va", "nv"]);
+const DECODE_DOC: &str = "Who decodes: the CPU (software), VA-API (va), NVDEC (nv), or the first of \
+    NVDEC, VA-API and the CPU that is there and opens (auto). Where a device is not there, does not \
+    open or fails, the CPU decodes. Broken pictures are found only where the CPU decodes.";
 const MAX_FPS_DOC: &str = "At most so many frames per second are classified, sampled by their \
     time; null: every frame.";
 const FROZEN_AFTER: Kind = Or("off", &Duration("1s", "24h"));
@@ -148,6 +152,7 @@ const DEFAULTS: &[Field] = &[
     field("stall_after", STALL_AFTER, Yaml("4s"), STALL_AFTER_DOC),
     field("max_clock_offset", CLOCK_OFFSET, Yaml("2s"), CLOCK_OFFSET_DOC),
     field("when_full", WHEN_FULL, Yaml("auto"), WHEN_FULL_DOC),
+    field("decode", DECODE, Yaml("software"), DECODE_DOC),
     field(
         "health",
         Map(&[
@@ -194,6 +199,7 @@ pub const STREAM: &[Field] = &[
     field("stall_after", STALL_AFTER, Unset, STALL_AFTER_DOC),
     field("max_clock_offset", CLOCK_OFFSET, Unset, CLOCK_OFFSET_DOC),
     field("when_full", WHEN_FULL, Unset, WHEN_FULL_DOC),
+    field("decode", DECODE, Unset, DECODE_DOC),
     field(
         "health",
         Map(&[

@@ -15,6 +15,7 @@ use crate::{
     health::Settings,
     secret::Secret,
     source::{
+        Decode,
         fingerprint::Fingerprint,
         url::{Parsed, SourceUrl, Transport},
     },
@@ -82,6 +83,12 @@ impl Builder<'_> {
             stall_after: from("stall_after").duration("stall_after").expect(DEFAULT),
             max_clock_offset: from("max_clock_offset").duration("max_clock_offset").expect(DEFAULT),
             when_full,
+            decode: match from("decode").word("decode").expect(DEFAULT) {
+                "auto" => Decode::Auto,
+                "va" => Decode::Va,
+                "nv" => Decode::Nv,
+                _ => Decode::Software,
+            },
             looped: it.bool("loop").expect(DEFAULT),
             realtime: it.bool("realtime").expect(DEFAULT),
             start_time: it.time("start_time"),

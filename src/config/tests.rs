@@ -70,7 +70,7 @@ sinks: [{type: nat}]
             config.yaml:3:37: defaults.transport: `tpc` is unknown; did you mean `tcp`?; allowed: tcp, udp, auto
             config.yaml:5:3: streams.Front: the id is not valid; allowed: 1 to 63 of a-z, 0-9, `_`, `-`, a letter or digit first
             config.yaml:6:15: streams.yard.url: unknown scheme `exec`; expected file, rtsp, rtsps, http, https or test
-            config.yaml:6:30: streams.yard.max_fsp: unknown field; did you mean `max_fps`?; allowed: url, username, password, password_file, password_credential, max_fps, transport, latency, stall_after, max_clock_offset, when_full, health, loop, realtime, start_time, weight, tls
+            config.yaml:6:30: streams.yard.max_fsp: unknown field; did you mean `max_fps`?; allowed: url, username, password, password_file, password_credential, max_fps, transport, latency, stall_after, max_clock_offset, when_full, decode, health, loop, realtime, start_time, weight, tls
             config.yaml:7:19: batch.max_size: 300 is out of range; allowed: 1 to 256
             config.yaml:9:19: journal.retain.bytes: expected a size with its unit, found the number 20; allowed: null, or 1MiB to 1024TiB, in B, KiB, MiB, GiB, TiB, kB, MB, GB or TB
             config.yaml:10:16: http.listen: 0.0.0.0:9464 can be reached from outside, and http.token_file is not set; allowed: a loopback address, or any with http.token_file

@@ -48,6 +48,8 @@ pub struct Chosen {
     pub name: String,
     /// Why it was chosen.
     pub why: String,
+    /// Whether a device decodes.
+    pub hardware: bool,
 }
 
 impl Facts {

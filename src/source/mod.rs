@@ -29,7 +29,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-pub use spec::{Spec, Tls};
+pub use spec::{Decode, Spec, Tls};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
@@ -136,6 +136,11 @@ pub trait Opener: Send {
     /// Whom it connects to; `None` iff it needs no network.
     fn peer(&self, _gate: &Gate) -> Option<Peer> {
         None
+    }
+
+    /// Whether what failed was a decoder that is not used again, so that a file is opened once more.
+    fn gives_way(&self) -> bool {
+        false
     }
 
     /// Finds out whether the host answers at all, before a place among those that connect is
@@ -291,7 +296,8 @@ impl Reader<'_> {
             if matches!(broke, Broke::Eos | Broke::Failed(_)) {
                 self.said = opener.said();
             }
-            let (tell, then) = self.supervisor.broke(broke, opener.is_live(), jitter::random());
+            let again = opener.is_live() || opener.gives_way();
+            let (tell, then) = self.supervisor.broke(broke, again, jitter::random());
             self.tell(tell)?;
             // Shutting it down can take seconds, and the news should not wait for that.
             drop(source);

@@ -42,8 +42,35 @@ pub struct Spec {
     pub start_time: Option<SystemTime>,
     /// Whom to trust.
     pub tls: Tls,
+    /// Who decodes.
+    pub decode: Decode,
     /// Threads of the decoder, from 1.
     pub decode_threads: u32,
+}
+
+/// Who decodes pictures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decode {
+    /// NVDEC, else VA-API, else the CPU: the first that is there and opens.
+    Auto,
+    /// The CPU.
+    Software,
+    /// VA-API, else the CPU.
+    Va,
+    /// NVDEC, else the CPU.
+    Nv,
+}
+
+impl Decode {
+    /// The name in the configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Decode::Auto => "auto",
+            Decode::Software => "software",
+            Decode::Va => "va",
+            Decode::Nv => "nv",
+        }
+    }
 }
 
 /// Whom a TLS connection trusts.
@@ -78,6 +105,7 @@ impl Spec {
             limits: (7680, 4320),
             start_time: None,
             tls: Tls { verify: true, ca_file: None, fingerprint: None },
+            decode: Decode::Software,
             decode_threads: 1,
         })
     }

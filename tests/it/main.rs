@@ -37,6 +37,7 @@ mod sinks_reload;
 mod soak;
 mod source;
 mod source_damage;
+mod source_device;
 mod source_formats;
 mod source_gate;
 mod source_hostile;

@@ -23,7 +23,7 @@ pub mod tls;
 
 use std::{
     sync::{
-        Arc, Mutex, Once, PoisonError,
+        Arc, Mutex, MutexGuard, Once, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
         mpsc,
     },
@@ -89,6 +89,16 @@ pub struct GstOpener {
     facts: Arc<Mutex<Facts>>,
     /// What the connections before have shown of its rate.
     known: Arc<Mutex<Known>>,
+    device: Arc<Mutex<Device>>,
+}
+
+/// What is known of the device that decoded a stream.
+#[derive(Debug, Default)]
+struct Device {
+    /// Why it is not used again.
+    failed: Option<String>,
+    /// Whether that has just been found.
+    new: bool,
 }
 
 /// Starts GStreamer, once.
@@ -135,7 +145,12 @@ impl GstOpener {
         let said = Arc::new(Said::new(Redactor::new(&spec)));
         said::listen(said.redactor());
         let (finite, facts) = (Arc::new(AtomicBool::new(false)), Arc::default());
-        Ok(GstOpener { spec, stream, finite, said, facts, known: Arc::default() })
+        let (known, device) = Default::default();
+        Ok(GstOpener { spec, stream, finite, said, facts, known, device })
+    }
+
+    fn device(&self) -> MutexGuard<'_, Device> {
+        self.device.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What the last connection has shown so far.
@@ -158,6 +173,7 @@ impl Opener for GstOpener {
             damage: Mutex::default(),
             needed: Mutex::new(self.spec.max_fps.and_then(Needed::new)),
             said: self.said.clone(),
+            failed_device: self.device().failed.clone(),
         });
         let (pipeline, sink) = pipeline::build(&self.spec, &shared)?;
         let bus = pipeline.bus().expect("a pipeline has a bus");
@@ -191,6 +207,7 @@ impl Opener for GstOpener {
             watch: watch.expecting(known),
             silent: false,
             known: self.known.clone(),
+            device: self.device.clone(),
             stopped: false,
         };
         match started {
@@ -212,6 +229,10 @@ impl Opener for GstOpener {
         let server = (&*remote.host, remote.port_or_default(scheme));
         let written = remote.signs_in();
         Some(gate.peer(server, [username.as_ref(), password.as_ref(), written.as_ref()]))
+    }
+
+    fn gives_way(&self) -> bool {
+        std::mem::take(&mut self.device().new)
     }
 
     fn reach(&mut self, stop: &CancellationToken) -> Result<(), SourceError> {
@@ -246,10 +267,25 @@ struct GstSource {
     silent: bool,
     /// For the next connection.
     known: Arc<Mutex<Known>>,
+    device: Arc<Mutex<Device>>,
 }
 
 impl Source for GstSource {
     fn next(&mut self) -> Result<Next, SourceError> {
+        self.look().inspect_err(|error| self.blame(error))
+    }
+
+    fn is_connected(&self) -> bool {
+        self.shared.state().network.last.is_some()
+    }
+
+    fn is_signed_in(&self) -> bool {
+        self.shared.is_described() || self.is_connected()
+    }
+}
+
+impl GstSource {
+    fn look(&mut self) -> Result<Next, SourceError> {
         let wait = gst::ClockTime::from_mseconds(PULL_MAX.as_millis() as u64);
         if let Some(sample) = self.sink.try_pull_sample(wait) {
             return self.picture(&sample).map(Next::Picture);
@@ -271,16 +307,25 @@ impl Source for GstSource {
         Ok(Next::Idle)
     }
 
-    fn is_connected(&self) -> bool {
-        self.shared.state().network.last.is_some()
+    /// Uses a device no more that may be what failed: the pictures of this stream were decoded by it,
+    /// and data came.
+    fn blame(&self, error: &SourceError) {
+        let chosen = self.shared.facts().decoder.clone().filter(|it| it.hardware);
+        let Some(chosen) = chosen else { return };
+        let last = self.shared.state().network.last;
+        let coming = last.is_some_and(|it| it.elapsed() < self.spec.stall_after);
+        let blamed = match error.code {
+            Code::Codec | Code::Error => true,
+            Code::Stall | Code::Timeout => coming,
+            _ => false,
+        };
+        if blamed {
+            let mut device = self.device.lock().unwrap_or_else(PoisonError::into_inner);
+            *device =
+                Device { failed: Some(format!("{} failed: {error}", chosen.name)), new: true };
+        }
     }
 
-    fn is_signed_in(&self) -> bool {
-        self.shared.is_described() || self.is_connected()
-    }
-}
-
-impl GstSource {
     fn picture(&mut self, sample: &gst::Sample) -> Result<Decoded, SourceError> {
         let decoded = Instant::now();
         let frame = caps::frame(sample, self.spec.limits)

@@ -6,8 +6,8 @@
 //! rtsp:  rtspsrc ─ queue ─ depay ─ parse ┼─ decoder ─ videoconvert ─ appsink
 //! test:  videotestsrc ───────────────────┘            (does nothing for the formats that we read)
 //! ```
-//! What is left of `decoder` is linked when the stream says what it is. Software decoders only:
-//! their pictures lie in memory, where preprocess reads them.
+//! What is left of `decoder` is linked when the stream says what it is. Decoders of devices, where they
+//! are asked for, bring their pictures into memory themselves, as preprocess reads them there.
 
 use std::{
     sync::{
@@ -151,12 +151,15 @@ impl Tail {
     }
 
     fn decoder(&self, caps: &gst::Caps) -> Result<gst::Element, SourceError> {
-        let Some(chosen) = decoders::choose(caps) else {
+        let Some(chosen) =
+            decoders::choose(caps, self.spec.decode, self.shared.failed_device.as_deref())
+        else {
             let name = caps.structure(0).map_or("?", |it| it.name().as_str());
             let detail = format!("no decoder for {name}; is gstreamer1.0-libav installed?");
             return Err(SourceError { code: Code::Codec, detail });
         };
         let decoder = make(&chosen.name)?;
+        self.shared.stream.set_decoder(&chosen.name, &chosen.why);
         self.shared.facts().decoder = Some(chosen);
         self.set_up(&decoder);
         Ok(decoder)

@@ -41,6 +41,8 @@ pub struct Shared {
     /// `None` iff every picture is decoded.
     pub(super) needed: Mutex<Option<Needed>>,
     pub(super) said: Arc<Said>,
+    /// Why a device that decoded this stream is not used again.
+    pub(super) failed_device: Option<String>,
 }
 
 #[derive(Debug, Default)]
