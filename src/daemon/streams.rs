@@ -82,7 +82,7 @@ impl Streams {
             removed: Vec::new(),
             waiting: plan.streams.clone(),
             later: BTreeMap::new(),
-            leaving: held_before(plan),
+            leaving: left_before(plan),
             gate: Arc::default(),
             holds,
             crashes,
@@ -423,19 +423,19 @@ impl Opener for Gone {
     }
 }
 
-/// The streams that were held back in the last run and are not configured any more. The others have
-/// said themselves what became of them.
-fn held_before(plan: &Plan) -> BTreeSet<String> {
-    let held = |json: String| {
+/// The streams of the last run that are not configured any more and have not said that they are gone:
+/// they were held back, or had ended, or the daemon was killed.
+fn left_before(plan: &Plan) -> BTreeSet<String> {
+    let left = |json: String| {
         let event: Value = serde_json::from_str(&json).ok()?;
         let (id, state) = (event["data"]["stream"].as_str()?, event["data"]["state"].as_str()?);
-        let held = [Why::Disabled, Why::Quarantined].iter().any(|it| it.name() == state);
-        (held && !plan.streams.contains_key(id)).then(|| id.to_owned())
+        let left = state != State::Removed.name() && !plan.streams.contains_key(id);
+        left.then(|| id.to_owned())
     };
     match Reader::open(&plan.journal.path).and_then(|it| it.last_states()) {
         Ok(states) => states.into_iter().filter_map(held).collect(),
         Err(error) => {
-            tracing::warn!(%error, "which streams were held back before is not known");
+            tracing::warn!(%error, "which streams were there before is not known");
             BTreeSet::new()
         }
     }

@@ -348,6 +348,25 @@ fn a_held_stream_that_is_taken_out_says_that_it_is_gone() {
 }
 
 #[test]
+fn a_stream_that_is_taken_out_after_the_daemon_was_killed_says_that_it_is_gone() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let good = pattern("good", "64x48");
+    let listen = configure(path, &(pattern("front", "64x48") + &good));
+    let child = start(path);
+    wait_until("front labels", || 0 < published(&listen, "front"));
+    signal(&child, "KILL");
+    assert_eq!(ended_by(child), Some(libc::SIGKILL));
+    assert_eq!(states(&events(path), "front"), ["connecting", "up"]);
+    configure(path, &good);
+    let child = start(path);
+    wait_until("front is gone", || {
+        states(&events(path), "front") == ["connecting", "up", "removed"]
+    });
+    drain(child, path);
+}
+
+#[test]
 fn a_stream_that_cannot_be_started_again_is_tried_until_it_can() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();
