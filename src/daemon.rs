@@ -1,6 +1,7 @@
 //! The life of the daemon: start, reload, watch, drain.
 
 mod holds;
+mod mute;
 mod sinks;
 mod streams;
 
@@ -327,10 +328,12 @@ impl Daemon {
             self.tick();
         }
         let finish = self.options.once && !signals.stop.load(Relaxed) && failed.is_none();
-        if let Some(held) = self.streams.held(&self.plan).filter(|_| finish) {
+        if let Some(streams) = self.streams.unread(&self.plan).filter(|_| finish) {
             // Also after an operator's order: whoever goes by the exit code takes 0 for all files.
-            unread = unread.or_else(|| Some(Exit::failed(format!("not classified: {held}"))));
-            tracing::warn!("not classified: {held}; `ghostwatch streams enable` opens it again");
+            unread = unread.or_else(|| Some(Exit::failed(format!("not classified: {streams}"))));
+            tracing::warn!(
+                "not classified: {streams}; `ghostwatch streams enable` opens what is held back"
+            );
         }
         self.drain(failed.or(unread), finish)
     }

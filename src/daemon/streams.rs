@@ -12,7 +12,6 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -22,14 +21,16 @@ use crate::{
     },
     control::{Action, Answer, Order},
     crash,
-    daemon::holds::{Hold, Holds, Why, noted},
-    edge::WhenFull,
+    daemon::{
+        holds::{Hold, Holds, Why, noted},
+        mute::{self, left_before},
+    },
     frame::{Code, State},
     journal::{JournalError, read::Reader},
     ledger::Stream,
     observe::Observer,
     pipeline::Pipeline,
-    source::{self, Opener, Source, SourceError, gate::Gate, gst::GstOpener, supervise::Leave},
+    source::{self, SourceError, gate::Gate, gst::GstOpener, quiet::Quiet, supervise::Leave},
 };
 
 /// What streams are started in.
@@ -50,15 +51,31 @@ struct Running {
 /// as a lack of file descriptors.
 const AGAIN_AFTER: Duration = Duration::from_secs(5);
 
+/// With `--once` nothing is waited for that could not be started in so many tries.
+const TRIES_MAX: u32 = 3;
+
+/// What could not be started.
+struct Later {
+    /// When it is tried again.
+    at: Instant,
+    /// Tries so far.
+    tries: u32,
+    /// What was in the way.
+    why: String,
+    /// What was logged when.
+    quiet: Quiet,
+}
+
 /// All streams.
 pub(super) struct Streams {
     running: BTreeMap<String, Running>,
     /// Streams that were taken out and may still have something on its way to the journal.
     removed: Vec<Arc<Stream>>,
-    /// Streams that start once their namesakes in `removed` have settled.
+    /// Streams that start once their namesakes in `removed` have settled. What is in `running` under
+    /// their names says only that they could not be started.
     waiting: BTreeMap<String, StreamPlan>,
-    /// When to try those of them again that could not be started.
-    later: BTreeMap<String, Instant>,
+    /// Those of them, and of `leaving`, that could not be started.
+    later: BTreeMap<String, Later>,
     /// Streams that are not configured any more and of which that may not have been said yet.
     leaving: BTreeSet<String>,
     /// Who may connect now, over all streams.
@@ -130,21 +147,15 @@ impl Streams {
     }
 
     fn add(&mut self, id: &str, plan: StreamPlan, world: &mut World<'_>) -> anyhow::Result<()> {
-        let spec = plan.spec(&world.plan.limits)?;
         let stream = Arc::new(Stream::watched(id, plan.health));
-        let first_epoch = next_epoch(&world.plan.journal.path, id)?;
+        let (opener, settings) = prepare(&stream, &plan, world)?;
         let (gate, leave) = (self.gate.clone(), Arc::new(OnceLock::new()));
         let hold = self.holds.get(id).map(Hold::leave);
         let held = hold.is_some();
         if let Some(hold) = hold {
             leave.set(hold).expect("it was just made");
         }
-        let settings = source::Settings {
-            gate,
-            leave: leave.clone(),
-            ..source::Settings::new(&spec, first_epoch)
-        };
-        let opener = GstOpener::new(spec, stream.clone())?;
+        let settings = source::Settings { gate, leave: leave.clone(), ..settings };
         let observer = world.observer;
         let added = world.pipeline.add_source(
             Box::new(opener),
@@ -167,7 +178,7 @@ impl Streams {
     /// Ends a stream, which says `leave` last.
     fn remove(&mut self, id: &str, leave: Leave) {
         let Some(running) = self.running.remove(id) else { return };
-        // Set already iff it is held back, and then its source has ended.
+        // Set already iff it is held back or could not be started, and then its source has ended.
         running.leave.set(leave).ok();
         running.stop.cancel();
         self.removed.push(running.stream);
@@ -200,6 +211,7 @@ impl Streams {
         // They start with the next tick, or once what runs under their name has settled.
         for id in &changes.added {
             self.planned(id, plan);
+            self.later.remove(id);
             self.waiting.insert(id.clone(), plan.streams[id].clone());
         }
     }
@@ -322,7 +334,8 @@ impl Streams {
         // One whose source had ended before it was held back says so by a source that opens nothing.
         let silent = |id: &&String| match (self.holds.get(id), self.running.get(*id)) {
             (Some(hold), Some(it)) => {
-                !world.pipeline.is_running(id) && it.stream.state() != hold.leave().state
+                let is_told = it.stream.state() == hold.leave().state;
+                !is_told && !world.pipeline.is_running(id) && !self.waiting.contains_key(*id)
             }
             _ => false,
         };
@@ -338,70 +351,116 @@ impl Streams {
         let now = Instant::now();
         let ready = |id: &&String| {
             let settled = !self.removed.iter().any(|it| it.id == **id);
-            settled && self.later.get(*id).is_none_or(|it| *it <= now)
+            settled && self.later.get(*id).is_none_or(|it| it.at <= now)
         };
         let ready: Vec<_> = self.waiting.keys().filter(ready).cloned().collect();
         for id in ready {
-            let plan = self.waiting.remove(&id).expect("the key was just seen");
-            self.later.remove(&id);
-            if let Err(error) = self.add(&id, plan.clone(), world) {
-                let seconds = AGAIN_AFTER.as_secs();
-                let why = format!("cannot be started, tried again every {seconds} s: {error:#}");
-                tracing::error!(stream = id, "{why}");
-                world.observer.not_started(&id, why);
-                self.later.insert(id.clone(), now + AGAIN_AFTER);
-                self.waiting.insert(id, plan);
+            let plan = self.waiting[&id].clone();
+            let started = match self.running.get(&id).map(|it| prepare(&it.stream, &plan, world)) {
+                None => self.add(&id, plan, world).map(|()| {
+                    self.waiting.remove(&id);
+                    self.later.remove(&id);
+                }),
+                // What says that it is down makes room, and with one of the next ticks it starts.
+                Some(prepared) => prepared.map(|_| self.remove(&id, Leave::default())),
+            };
+            if let Err(error) = started {
+                self.not_started(&id, &error, world);
+            }
+        }
+    }
+
+    /// Notes what could not be started, to be tried again, and logs that at most once in ten seconds.
+    /// Gives what there is to say.
+    fn postpone(&mut self, id: &str, what: &str, error: &anyhow::Error) -> String {
+        let (now, why) = (Instant::now(), format!("{error:#}"));
+        let seconds = AGAIN_AFTER.as_secs();
+        let said = format!("{what}, tried again every {seconds} s: {why}");
+        let new = || Later { at: now, tries: 0, why: String::new(), quiet: Quiet::default() };
+        let it = self.later.entry(id.to_owned()).or_insert_with(new);
+        if let Some(say) = it.quiet.may_say(Code::Error, false, now) {
+            tracing::error!(stream = id, left_out = say.left_out, "{said}");
+        }
+        (it.at, it.tries, it.why) = (now + AGAIN_AFTER, it.tries.saturating_add(1), why);
+        said
+    }
+
+    /// Lets a stream that could not be started say that it is down, so that it has its event, its
+    /// metrics and its line in the table.
+    fn not_started(&mut self, id: &str, error: &anyhow::Error, world: &mut World<'_>) {
+        let said = self.postpone(id, "cannot be started", error);
+        if self.running.contains_key(id) {
+            return;
+        }
+        let plan = &self.waiting[id];
+        let stream = Arc::new(Stream::watched(id, plan.health));
+        let error = SourceError { code: Code::Error, detail: said.clone() };
+        let leave = Leave { state: State::Down, error: Some(error) };
+        let observer = world.observer;
+        let down = mute::say(world.pipeline, &stream, leave.clone(), |added| {
+            observer.add(&stream, plan, added);
+        });
+        match down {
+            Ok(added) => {
+                let leave = Arc::new(OnceLock::from(leave));
+                let running = Running { stream, stop: added.stop, leave };
+                self.running.insert(id.to_owned(), running);
+            }
+            // Most likely for the same reason.
+            Err(_) => {
+                observer.remove(&stream);
+                observer.not_started(id, said);
             }
         }
     }
 
     /// Says of the streams whose sources had ended before they were taken out that they are gone.
     fn take_leave(&mut self, world: &mut World<'_>) {
+        let now = Instant::now();
         for id in std::mem::take(&mut self.leaving) {
-            if self.removed.iter().any(|it| it.id == id) {
-                self.leaving.insert(id);
-                continue;
-            }
+            let is_early = self.later.get(&id).is_some_and(|it| now < it.at);
             // One that has come back says so itself.
             if world.plan.streams.contains_key(&id) {
+                continue;
+            }
+            if is_early || self.removed.iter().any(|it| it.id == id) {
+                self.leaving.insert(id);
                 continue;
             }
             // It is said of one that could never be started, too.
             world.observer.forget(&id);
             let stream = Arc::new(Stream::new(&id));
-            let settings = source::Settings {
-                max_fps: None,
-                looped: false,
-                start_time: None,
-                max_clock_offset: Duration::ZERO,
-                first_epoch: 0,
-                gate: self.gate.clone(),
-                leave: Arc::default(),
-            };
-            let (opener, edge) = (Box::new(Gone), (WhenFull::Block, 1));
-            let said = world.pipeline.add_source(opener, stream.clone(), settings, edge, |added| {
-                added.stop.cancel();
-            });
-            match said {
-                Ok(_) => self.removed.push(stream),
-                Err(error) => tracing::error!(stream = id, "its end cannot be told: {error:#}"),
+            match mute::say(world.pipeline, &stream, Leave::default(), |_| ()) {
+                Ok(_) => {
+                    self.later.remove(&id);
+                    self.removed.push(stream);
+                }
+                Err(error) => {
+                    self.postpone(&id, "its end cannot be told", &error);
+                    self.leaving.insert(id);
+                }
             }
         }
     }
 
-    /// Which streams are held back, and why, in words. `None` iff there are none.
-    pub(super) fn held(&self, plan: &Plan) -> Option<String> {
-        let held = |id: &String| {
-            let why = self.holds.get(id)?.why.name();
-            Some(format!("{id} is {why}"))
+    /// Which streams were not read to their ends because they are held back or could not be started,
+    /// and why, in words. `None` iff there are none.
+    pub(super) fn unread(&self, plan: &Plan) -> Option<String> {
+        let unread = |id: &String| {
+            if let Some(later) = self.later.get(id) {
+                return Some(format!("{id} cannot be started: {}", later.why));
+            }
+            let hold = self.holds.get(id)?;
+            Some(format!("{id} is {}", hold.why.name()))
         };
-        let held: Vec<_> = plan.streams.keys().filter_map(held).collect();
-        (!held.is_empty()).then(|| held.join(", "))
+        let unread: Vec<_> = plan.streams.keys().filter_map(unread).collect();
+        (!unread.is_empty()).then(|| unread.join(", "))
     }
 
-    /// Whether something is to be started yet.
+    /// Whether something is to be started yet for which there is hope.
     pub(super) fn is_starting(&self) -> bool {
-        !self.waiting.is_empty() || !self.leaving.is_empty()
+        let hopeless = |id: &String| self.later.get(id).is_some_and(|it| TRIES_MAX <= it.tries);
+        !self.waiting.keys().chain(&self.leaving).all(hopeless)
     }
 
     /// The accounts of all streams, also those that were taken out and have not settled yet.
@@ -410,35 +469,16 @@ impl Streams {
     }
 }
 
-/// What opens nothing: all that is to be said of its stream is that it is gone.
-struct Gone;
-
-impl Opener for Gone {
-    fn open(&mut self) -> Result<Box<dyn Source>, SourceError> {
-        Err(SourceError { code: Code::Error, detail: "it is not configured any more".to_owned() })
-    }
-
-    fn is_live(&self) -> bool {
-        true
-    }
-}
-
-/// The streams of the last run that are not configured any more and have not said that they are gone:
-/// they were held back, or had ended, or the daemon was killed.
-fn left_before(plan: &Plan) -> BTreeSet<String> {
-    let left = |json: String| {
-        let event: Value = serde_json::from_str(&json).ok()?;
-        let (id, state) = (event["data"]["stream"].as_str()?, event["data"]["state"].as_str()?);
-        let left = state != State::Removed.name() && !plan.streams.contains_key(id);
-        left.then(|| id.to_owned())
-    };
-    match Reader::open(&plan.journal.path).and_then(|it| it.last_states()) {
-        Ok(states) => states.into_iter().filter_map(held).collect(),
-        Err(error) => {
-            tracing::warn!(%error, "which streams were there before is not known");
-            BTreeSet::new()
-        }
-    }
+/// What opens a stream, and how it is read.
+fn prepare(
+    stream: &Arc<Stream>,
+    plan: &StreamPlan,
+    world: &World<'_>,
+) -> anyhow::Result<(GstOpener, source::Settings)> {
+    let spec = plan.spec(&world.plan.limits)?;
+    let first_epoch = next_epoch(&world.plan.journal.path, &stream.id)?;
+    let settings = source::Settings::new(&spec, first_epoch);
+    Ok((GstOpener::new(spec, stream.clone())?, settings))
 }
 
 /// The epoch after the last one that the journal knows of a stream: epochs outlive restarts.

@@ -8,7 +8,7 @@ use std::{
         process::ExitStatusExt as _,
     },
     path::Path,
-    process::{Child, Output},
+    process::{Child, Output, Stdio},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -377,8 +377,9 @@ fn a_stream_that_cannot_be_started_again_is_tried_until_it_can() {
     // A stream's epoch is looked up in the journal, which is not found now.
     fs::rename(path.join("journal.db"), path.join("away.db")).unwrap();
     assert_eq!(ordered(path, &["restart", "front"]), "front is opened anew\n");
-    let why = "stream front: cannot be started";
+    let why = "stream front: down, error: cannot be started";
     wait_until("it is told", || get(&listen, "/readyz?verbose").is_some_and(|it| it.contains(why)));
+    assert!(is_in(&listen, "front", "down"), "its metrics stay");
     let log = fs::read_to_string(path.join("log")).unwrap();
     assert!(log.contains("cannot be started, tried again every 5 s"), "{log}");
     fs::rename(path.join("away.db"), path.join("journal.db")).unwrap();
@@ -387,7 +388,10 @@ fn a_stream_that_cannot_be_started_again_is_tried_until_it_can() {
     drain(child, path);
     let events = events(path);
     account(&events);
-    assert_eq!(states(&events, "front")[2..], ["connecting", "up", "removed"]);
+    let states = states(&events, "front");
+    assert_eq!(states[2..], ["connecting", "down", "connecting", "up", "removed"]);
+    let down = events.iter().find(|it| it["data"]["state"] == "down").unwrap();
+    assert_eq!((&down["subject"], &down["data"]["code"]), (&"front".into(), &"error".into()));
 }
 
 #[test]
@@ -417,4 +421,36 @@ fn once_fails_if_a_file_was_not_classified_because_it_is_held_back() {
     let events = events(path);
     let (decoded, published) = account(&events)["good"];
     assert!(0 < decoded && decoded == published, "{published} of {decoded}");
+}
+
+#[test]
+fn once_ends_though_a_file_cannot_be_started() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let clip = clip("carphone_pristine.mp4");
+    let streams =
+        format!("  done: {{url: \"{clip}\"}}\n  slow: {{url: \"{clip}\", realtime: true}}\n");
+    let listen = configure(path, &streams);
+    let log = fs::File::create(path.join("log")).unwrap();
+    let mut run = ghostwatch(path);
+    let mut child = run.args(["run", "--once"]).stderr(log).stdout(Stdio::null()).spawn().unwrap();
+    wait_until("slow labels", || 0 < published(&listen, "slow"));
+    // A stream's epoch is looked up in the journal, which is not found now.
+    fs::rename(path.join("journal.db"), path.join("away.db")).unwrap();
+    ordered(path, &["restart", "slow"]);
+    wait_until("slow is down", || is_in(&listen, "slow", "down"));
+    wait_until("the end of done", || is_in(&listen, "done", "ended"));
+    let deadline = within(30_000);
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        assert!(Instant::now() < deadline, "it does not end");
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    let log = fs::read_to_string(path.join("log")).unwrap();
+    let why = log.lines().last().unwrap();
+    let expected = "ghostwatch: not classified: slow cannot be started: ";
+    assert!(status.code() == Some(1) && why.starts_with(expected), "{status} {why}");
+    assert!(!why.contains("done"), "it was read to its end: {why}");
 }
