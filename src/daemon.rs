@@ -49,6 +49,7 @@ use crate::{
     observe::Observer,
     pipeline::{Parts, Pipeline, Unread},
     publish::{Order, Publisher},
+    stage::{Reason, StageName},
     systemd,
 };
 
@@ -428,6 +429,11 @@ impl Daemon {
             let (decoded, unaccounted) = (stream.decoded.load(Relaxed), stream.unaccounted());
             if unaccounted != 0 {
                 bail!("stream {}: {unaccounted} of {decoded} frames unaccounted", stream.id);
+            }
+            let unwritten = stream.dropped(StageName::Journal, Reason::Journal);
+            if finish && 0 < unwritten {
+                let id = &stream.id;
+                bail!("stream {id}: the journal did not take {unwritten} of {decoded} frames");
             }
         }
         sinks

@@ -78,6 +78,8 @@ pub(super) struct Streams {
     later: BTreeMap<String, Later>,
     /// Streams that are not configured any more and of which that may not have been said yet.
     leaving: BTreeSet<String>,
+    /// Files that had been read to their ends when they were disabled.
+    finished: BTreeSet<String>,
     /// Who may connect now, over all streams.
     gate: Arc<Gate>,
     holds: Holds,
@@ -100,6 +102,7 @@ impl Streams {
             waiting: plan.streams.clone(),
             later: BTreeMap::new(),
             leaving: left_before(plan),
+            finished: BTreeSet::new(),
             gate: Arc::default(),
             holds,
             crashes,
@@ -194,6 +197,9 @@ impl Streams {
     /// Follows a changed configuration. A stream that is changed is not quarantined any more: what
     /// crashed may not be there any more.
     pub(super) fn apply(&mut self, changes: &Changes, plan: &Plan) {
+        for id in changes.removed.iter().chain(&changes.changed) {
+            self.finished.remove(id);
+        }
         for id in &changes.removed {
             self.waiting.remove(id);
             self.later.remove(id);
@@ -285,6 +291,7 @@ impl Streams {
             }
             (Action::Enable, None) => Answer::Done(format!("{id} is enabled already")),
             (Action::Restart, None) => {
+                self.finished.remove(id);
                 self.again(id, configured);
                 Answer::Done(format!("{id} is opened anew"))
             }
@@ -293,6 +300,7 @@ impl Streams {
                 if let Err(error) = self.forgive(id) {
                     return self.unwritten(id, before, &error);
                 }
+                self.finished.remove(id);
                 self.again(id, configured);
                 Answer::Done(format!("{id} is opened again"))
             }
@@ -311,6 +319,9 @@ impl Streams {
             return self.unwritten(id, before, &error);
         }
         if let Some(it) = self.running.get(id) {
+            if it.stream.state() == State::Ended {
+                self.finished.insert(id.to_owned());
+            }
             // Set already iff it is quarantined: see `tick`.
             it.leave.set(leave).ok();
             it.stop.cancel();
@@ -450,7 +461,7 @@ impl Streams {
             if let Some(later) = self.later.get(id) {
                 return Some(format!("{id} cannot be started: {}", later.why));
             }
-            let hold = self.holds.get(id)?;
+            let hold = self.holds.get(id).filter(|_| !self.finished.contains(id))?;
             Some(format!("{id} is {}", hold.why.name()))
         };
         let unread: Vec<_> = plan.streams.keys().filter_map(unread).collect();

@@ -424,7 +424,7 @@ fn once_fails_if_a_file_was_not_classified_because_it_is_held_back() {
 }
 
 #[test]
-fn once_ends_though_a_file_cannot_be_started() {
+fn once_ends_though_a_file_cannot_be_started_and_counts_what_was_read_before_it_was_disabled() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();
     let clip = clip("carphone_pristine.mp4");
@@ -440,6 +440,7 @@ fn once_ends_though_a_file_cannot_be_started() {
     ordered(path, &["restart", "slow"]);
     wait_until("slow is down", || is_in(&listen, "slow", "down"));
     wait_until("the end of done", || is_in(&listen, "done", "ended"));
+    ordered(path, &["disable", "done"]);
     let deadline = within(30_000);
     let status = loop {
         if let Some(status) = child.try_wait().unwrap() {
