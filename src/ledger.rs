@@ -7,9 +7,10 @@
 use std::{
     ops::Deref,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicI64, AtomicU8, AtomicU64, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 use crate::{
@@ -51,6 +52,8 @@ pub struct Stream {
     pub last_frame_ms: AtomicU64,
     /// How the last decoded frame is dated; `None` while none come.
     dated: Mutex<Option<Dated>>,
+    /// By how much the camera's clock may differ from ours; set once it is read.
+    max_clock_offset: OnceLock<Duration>,
     state: AtomicU8,
     /// Changes of state on their way to the journal.
     states_in_flight: AtomicI64,
@@ -83,6 +86,7 @@ impl Stream {
             size: AtomicU64::new(0),
             last_frame_ms: AtomicU64::new(0),
             dated: Mutex::default(),
+            max_clock_offset: OnceLock::new(),
             state: AtomicU8::new(State::Connecting as u8),
             states_in_flight: AtomicI64::new(0),
             keyframes: AtomicU64::new(0),
@@ -165,6 +169,16 @@ impl Stream {
     /// Sets how the last decoded frame is dated; `None` if no more come.
     pub fn set_dated(&self, dated: Option<Dated>) {
         *self.dated.lock().unwrap_or_else(PoisonError::into_inner) = dated;
+    }
+
+    /// Sets by how much the camera's clock may differ from ours; only the first time counts.
+    pub fn set_max_clock_offset(&self, max: Duration) {
+        self.max_clock_offset.get_or_init(|| max);
+    }
+
+    /// By how much the camera's clock may differ from ours; `None` before the stream is read.
+    pub fn max_clock_offset(&self) -> Option<Duration> {
+        self.max_clock_offset.get().copied()
     }
 
     /// How the last decoded frame is dated; `None` while none come.

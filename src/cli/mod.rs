@@ -117,7 +117,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Tail(args) => journal_path(config).and_then(|it| tail::run(&args, &it)),
         Command::Streams(args) => {
             let (socket, insist) = (cli.socket.as_deref(), config.is_some());
-            journal_path(config).and_then(|it| streams::run(&args, &it, socket, insist))
+            plan(config).and_then(|it| streams::run(&args, &it, socket, insist))
         }
         Command::Events(args) => events::run(&args, config),
         Command::Weights(command) => weights::run(&command),
@@ -165,11 +165,16 @@ pub fn find_config(named: Option<&Path>) -> anyhow::Result<PathBuf> {
 
 /// The journal that the configuration names; without a configuration, the default one.
 fn journal_path(config: Option<&Path>) -> anyhow::Result<PathBuf> {
+    Ok(plan(config)?.journal.path)
+}
+
+/// What is configured; without a configuration, the defaults.
+fn plan(config: Option<&Path>) -> anyhow::Result<Plan> {
     let options = config::Options::alone();
     let loaded = match find_config(config) {
         Ok(path) => config::load(&path, &options),
         Err(error) if config.is_some() => return Err(error),
         Err(_) => Plan::from_urls(&[], None, Path::new(""), &options),
     };
-    Ok(loaded.map_err(|it| Exit::wrong(it.to_string()))?.plan.journal.path)
+    Ok(loaded.map_err(|it| Exit::wrong(it.to_string()))?.plan)
 }

@@ -16,10 +16,14 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::{
     cli::{Exit, text::escape},
-    config::build::{ID, is_id},
+    config::{
+        build::{ID, is_id},
+        plan::Plan,
+    },
     control::{self, Action, Answer},
     event::rfc3339,
     journal::{filter::Filter, read::Reader},
+    source::{agree::differ, spec::MAX_CLOCK_OFFSET},
 };
 
 /// How to show, or what to do.
@@ -68,8 +72,8 @@ struct Row {
     /// Code and time of the last failure in the window of events.
     failure: Option<(String, OffsetDateTime)>,
     flags: Vec<String>,
-    /// By how many milliseconds the camera's clock is ahead. `None` iff that is not known, or little
-    /// enough to follow it.
+    /// By how many milliseconds the camera's clock is ahead. `None` iff that is not known, or no more
+    /// than the configuration allows.
     wrong_clock_ms: Option<i64>,
     frames: u32,
     latency_us: u64,
@@ -79,14 +83,15 @@ struct Row {
     decoder: String,
 }
 
-/// Prints the table, or gives an order. `insist`: the journal is that of a configuration that was
-/// named, so the daemon with this one is meant, also at a socket that was named.
+/// Prints the table, or gives an order. `insist`: the configuration was named, so the daemon with
+/// its journal is meant, also at a socket that was named.
 ///
 /// # Errors
 /// The journal cannot be read, or the output not be written; or the daemon is not there, or refuses.
-pub fn run(args: &Args, journal: &Path, socket: Option<&Path>, insist: bool) -> anyhow::Result<()> {
+pub fn run(args: &Args, plan: &Plan, socket: Option<&Path>, insist: bool) -> anyhow::Result<()> {
+    let journal = &*plan.journal.path;
     let (action, id) = match &args.order {
-        None => return show(args, journal),
+        None => return show(args, plan),
         Some(Order::Restart { id }) => (Action::Restart, id),
         Some(Order::Enable { id }) => (Action::Enable, id),
         Some(Order::Disable { id }) => (Action::Disable, id),
@@ -105,10 +110,11 @@ pub fn run(args: &Args, journal: &Path, socket: Option<&Path>, insist: bool) -> 
     Ok(())
 }
 
-fn show(args: &Args, journal: &Path) -> anyhow::Result<()> {
+fn show(args: &Args, plan: &Plan) -> anyhow::Result<()> {
+    let journal = &*plan.journal.path;
     let mut reader = Reader::open(journal)?;
     loop {
-        let rows = rows(&mut reader)?;
+        let rows = rows(&mut reader, plan)?;
         let mut text = table(&rows);
         if args.watch && io::stdout().is_terminal() {
             text.insert_str(0, "\x1b[2J\x1b[H");
@@ -127,7 +133,7 @@ fn show(args: &Args, journal: &Path) -> anyhow::Result<()> {
     }
 }
 
-fn rows(reader: &mut Reader) -> anyhow::Result<BTreeMap<String, Row>> {
+fn rows(reader: &mut Reader, plan: &Plan) -> anyhow::Result<BTreeMap<String, Row>> {
     let mut rows = BTreeMap::<String, Row>::new();
     for json in reader.last_states()? {
         let event: Value = serde_json::from_str(&json)?;
@@ -150,7 +156,9 @@ fn rows(reader: &mut Reader) -> anyhow::Result<BTreeMap<String, Row>> {
             if data["state"].is_string() {
                 failure(&mut rows, data);
             } else {
-                frame(&mut rows, data, &since);
+                let planned = data["stream"].as_str().and_then(|it| plan.streams.get(it));
+                let max = planned.map_or(MAX_CLOCK_OFFSET, |it| it.max_clock_offset);
+                frame(&mut rows, data, &since, max);
             }
         }
         if page.cursor == cursor {
@@ -169,14 +177,16 @@ fn failure(rows: &mut BTreeMap<String, Row>, data: &Value) {
     }
 }
 
-fn frame(rows: &mut BTreeMap<String, Row>, data: &Value, since: &str) {
+/// `max_clock_offset`: that of the stream.
+fn frame(rows: &mut BTreeMap<String, Row>, data: &Value, since: &str, max_clock_offset: Duration) {
     let Some(row) = rows.get_mut(data["stream"].as_str().unwrap_or_default()) else { return };
     let top = &data["top"][0];
     let confidence = top["confidence"].as_f64().unwrap_or_default();
     row.label = format!("{} {:.0} %", text(&top["label"]), confidence * 100.0);
-    // The camera tells its time, and its pictures are dated by their arrival all the same.
-    let offset = data["clock_offset_ms"].as_i64();
-    row.wrong_clock_ms = offset.filter(|_| data["time_source"] == "arrival");
+    // A picture that was long on its way is dated by its arrival too, so the clock is looked at.
+    let offset = data["clock_offset_ms"].as_i64().filter(|_| data["time_source"] == "arrival");
+    let is_wrong = |ms: &i64| differ(ms.saturating_mul(1_000_000), max_clock_offset);
+    row.wrong_clock_ms = offset.filter(is_wrong);
     // Both are RFC 3339 in UTC with as many digits, so they sort as text.
     if data["ingest_time"].as_str().is_none_or(|it| it < since) {
         return;
@@ -265,14 +275,20 @@ mod tests {
 
     #[test]
     fn a_camera_whose_clock_is_not_followed_is_shown_with_how_far_it_is_off() {
-        let check = |state: &str, source: &str, offset: Value, expected: &str| {
+        let within = |max, state: &str, source: &str, offset: Value, expected: &str| {
             let row = Row { state: state.to_owned(), ..Row::default() };
             let mut rows = BTreeMap::from([("front".to_owned(), row)]);
             let mut data = json!({"stream": "front", "time_source": source, "top": []});
             data["clock_offset_ms"] = offset;
-            frame(&mut rows, &data, "");
+            frame(&mut rows, &data, "", max);
             assert_eq!(super::state(&rows["front"]), expected);
         };
+        let off = Duration::ZERO;
+        within(off, "up", "arrival", json!(3_600_012), "up");
+        let check = |state: &str, source: &str, offset: Value, expected: &str| {
+            within(MAX_CLOCK_OFFSET, state, source, offset, expected);
+        };
+        check("up", "arrival", json!(1_500), "up");
         check("up", "arrival", json!(3_600_012), "up (clock +3600.0 s)");
         check("up", "arrival", json!(-2_200), "up (clock -2.2 s)");
         check("up", "arrival", Value::Null, "up");

@@ -20,6 +20,7 @@ use crate::{
     frame::{Dated, State, StateChange, TimeSource},
     health::Flag,
     ledger::Stream,
+    source::agree::differ,
     stage::{Reason, StageName},
 };
 
@@ -130,6 +131,7 @@ struct Families {
     state: IntGaugeVec,
     last_frame: GaugeVec,
     clock_offset: GaugeVec,
+    clock_wrong: IntGaugeVec,
     time_error: GaugeVec,
     time_source: IntGaugeVec,
     connects: IntCounterVec,
@@ -168,6 +170,11 @@ impl Families {
             clock_offset: real_gauges(
                 "stream_clock_offset_seconds",
                 "The camera's clock less this host's, by the fastest frame, whose way it is too small by.",
+                &id,
+            ),
+            clock_wrong: gauges(
+                "stream_clock_wrong",
+                "1 while the camera's clock differs from this host's by more than max_clock_offset, else 0.",
                 &id,
             ),
             time_error: real_gauges(
@@ -222,6 +229,7 @@ impl Families {
             &self.state,
             &self.last_frame,
             &self.clock_offset,
+            &self.clock_wrong,
             &self.time_error,
             &self.time_source,
             &self.connects,
@@ -252,7 +260,7 @@ impl Families {
             self.last_frame.with_label_values(&[id]).set(last_frame_ms as f64 / 1000.0);
         }
         if let Some(dated) = stream.dated() {
-            self.add_dated(id, dated);
+            self.add_dated(stream, dated);
         }
         for (result, count) in [("ok", &stream.connects), ("failed", &stream.connects_failed)] {
             self.connects.with_label_values(&[id, result]).inc_by(count.load(Relaxed));
@@ -288,13 +296,18 @@ impl Families {
         }
     }
 
-    fn add_dated(&self, id: &str, dated: Dated) {
+    fn add_dated(&self, stream: &Stream, dated: Dated) {
+        let id = stream.id.as_str();
         for source in TimeSource::ALL {
             let gauge = self.time_source.with_label_values(&[id, source.name()]);
             gauge.set(i64::from(dated.source == source));
         }
         if let Some(offset) = dated.clock_offset_ns {
             self.clock_offset.with_label_values(&[id]).set(offset as f64 / 1e9);
+            if let Some(max) = stream.max_clock_offset() {
+                let wrong = i64::from(differ(offset, max));
+                self.clock_wrong.with_label_values(&[id]).set(wrong);
+            }
         }
         if let Some(error) = dated.error {
             self.time_error.with_label_values(&[id]).set(error.as_secs_f64());

@@ -7,6 +7,12 @@ use tracing::{info, warn};
 /// That clocks differ is told again at most this often.
 pub const QUIET: Duration = Duration::from_secs(3_600);
 
+/// Whether the clocks of a camera and of this host differ by more than `max`. A `max` of 0 says that the
+/// camera's is not to be followed, and then it may show what it likes.
+pub fn differ(offset_ns: i64, max: Duration) -> bool {
+    !max.is_zero() && max.as_nanos() < u128::from(offset_ns.unsigned_abs())
+}
+
 /// What one stream has told.
 #[derive(Debug)]
 pub struct Agree {
@@ -42,7 +48,7 @@ impl Agree {
     /// Whether it is news that the clocks differ too much (`true`), or agree again. Clocks that go
     /// apart again within an hour are told of after it. No offset says nothing.
     fn news(&mut self, offset_ns: Option<i64>, now: Instant) -> Option<bool> {
-        let wrong = self.max.as_nanos() < u128::from(offset_ns?.unsigned_abs());
+        let wrong = differ(offset_ns?, self.max);
         let early = self.at.is_some_and(|it| now.saturating_duration_since(it) < QUIET);
         if wrong == self.wrong || (wrong && early) {
             return None;
@@ -58,6 +64,15 @@ impl Agree {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn clocks_differ_by_more_than_the_limit_and_never_where_none_is_followed() {
+        let (limit, off) = (Duration::from_millis(2), Duration::ZERO);
+        let offsets = [0, 2_000_000, -2_000_000, 2_000_001, -2_000_001, i64::MIN];
+        let expected = [false, false, false, true, true, true];
+        assert_eq!(offsets.map(|it| differ(it, limit)), expected);
+        assert_eq!(offsets.map(|it| differ(it, off)), [false; 6]);
+    }
 
     #[test]
     fn clocks_that_differ_are_told_once_an_hour_and_when_they_agree_again() {

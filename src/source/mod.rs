@@ -237,6 +237,7 @@ pub fn run(
     output: &mut dyn Output,
     stop: &CancellationToken,
 ) -> End {
+    stream.set_max_clock_offset(settings.max_clock_offset);
     let mut reader = Reader {
         clock: Clock::new(settings.first_epoch, settings.start_time, settings.max_clock_offset),
         sampler: settings.max_fps.and_then(Sampler::new),

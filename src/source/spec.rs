@@ -13,6 +13,9 @@ use crate::{
     },
 };
 
+/// By how much a camera's clock may differ from ours if nothing is said.
+pub const MAX_CLOCK_OFFSET: Duration = Duration::from_secs(2);
+
 /// Everything that is configured about one stream.
 #[derive(Clone, Debug)]
 pub struct Spec {
@@ -98,7 +101,7 @@ impl Spec {
             transport: Transport::Tcp,
             latency: Duration::from_millis(200),
             stall_after: Duration::from_secs(4),
-            max_clock_offset: Duration::from_secs(2),
+            max_clock_offset: MAX_CLOCK_OFFSET,
             max_fps: None,
             realtime: false,
             looped: false,

@@ -159,6 +159,7 @@ fn populate(metrics: &Metrics) -> (Arc<Stream>, Meta) {
         error: Some(Duration::from_millis(70)),
         clock_offset_ns: Some(-1_500_000_000),
     }));
+    stream.set_max_clock_offset(Duration::from_secs(2));
     let (mut published, mut dropped) = (frame(&stream), frame(&stream));
     let labelled = published.timing.inferred + Duration::from_millis(1);
     published.stream.published();
@@ -217,6 +218,7 @@ fn the_metrics_read_what_the_stages_have_counted() {
         ("stream_state{state=\"down\",stream=\"front\"}", 0.0),
         ("stream_last_frame_timestamp_seconds{stream=\"front\"}", 1_700_000_000.5),
         ("stream_clock_offset_seconds{stream=\"front\"}", -1.5),
+        ("stream_clock_wrong{stream=\"front\"}", 0.0),
         ("stream_time_error_seconds{stream=\"front\"}", 0.07),
         ("stream_time_source{source=\"rtcp\",stream=\"front\"}", 1.0),
         ("stream_time_source{source=\"arrival\",stream=\"front\"}", 0.0),

@@ -141,6 +141,8 @@ fn a_clock_that_is_off_by_an_hour_is_not_followed_but_told() {
     let value = shown.lines().find_map(|it| it.strip_prefix(name)).unwrap();
     let value: f64 = value.parse().unwrap();
     assert!((3_599.94..=3_599.971).contains(&value), "{value}");
+    let wrong = "ghostwatch_stream_clock_wrong{stream=\"test\"} 1";
+    assert!(shown.lines().any(|it| it == wrong), "{shown}");
 }
 
 #[test]
