@@ -8,6 +8,7 @@ pub mod events;
 pub mod probe;
 pub mod run;
 pub mod schema;
+pub mod speed;
 pub mod streams;
 pub mod tail;
 pub mod text;
@@ -57,6 +58,8 @@ enum Command {
     Weights(weights::Command),
     /// Look at everything that the daemon needs, and say what is missing.
     Doctor(doctor::Args),
+    /// Measure the network on its device, by batch size, and compare it with the CPU.
+    Speed(speed::Args),
     /// Print the JSON Schema of the configuration or of the events.
     Schema(schema::Args),
     /// Print the completion script of a shell.
@@ -122,6 +125,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Events(args) => events::run(&args, config),
         Command::Weights(command) => weights::run(&command),
         Command::Doctor(args) => return doctor::run(&args, config),
+        Command::Speed(args) => speed::run(&args),
         Command::Schema(args) => schema::run(&args),
         Command::Completions { shell } => schema::completions(shell),
         Command::Man => schema::man(),
