@@ -7,6 +7,7 @@ mod end_to_end;
 mod events;
 mod failures;
 mod golden;
+mod gpu_check;
 mod health;
 mod http;
 mod journal;
