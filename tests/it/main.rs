@@ -48,6 +48,7 @@ mod source_media;
 mod source_thin;
 mod source_time;
 mod source_tls;
+mod speed_figures;
 mod support;
 mod support_broker;
 mod support_camera;
