@@ -187,13 +187,13 @@ impl Needed {
         self.reorder = self.reorder.max(shown_later as u32);
         self.times.push_back(pts);
         self.latest = self.latest.max(pts);
-        if kind == Kind::Key {
-            if let Some(before) = self.last_key.replace(pts) {
-                if self.intervals.len() == INTERVALS {
-                    self.intervals.pop_front();
-                }
-                self.intervals.push_back(pts.saturating_sub(before));
+        if kind == Kind::Key
+            && let Some(before) = self.last_key.replace(pts)
+        {
+            if self.intervals.len() == INTERVALS {
+                self.intervals.pop_front();
             }
+            self.intervals.push_back(pts.saturating_sub(before));
         }
         new
     }
