@@ -9,8 +9,8 @@ use crate::{
     cli::Exit,
     infer::{
         device::{Engine, GpuStatus, Network},
-        ghostnet::{self, Config},
         load::{self, Choice},
+        plan::{self, Config},
         selftest::Reference,
         wanted::{Precision, Use, Wanted},
         weights::{
@@ -111,7 +111,7 @@ fn done(checkpoint: &Checkpoint, to: &Path) -> anyhow::Result<()> {
 /// Checks that a converted checkpoint fits the network, and stores what it answers.
 fn finish(checkpoint: &mut Checkpoint) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let config = Config { classes: checkpoint.metadata.num_classes, ..Config::PUBLISHED };
-    weights::check(checkpoint, &ghostnet::expected(&config))?;
+    weights::check(checkpoint, &plan::expected(&config))?;
     let network = Network {
         config,
         tensors: &checkpoint.tensors,

@@ -10,9 +10,10 @@ use tch::{Device, Kind, TchError, Tensor};
 
 use crate::infer::{
     Model,
-    ghostnet::{Config, GhostNet},
+    ghostnet::GhostNet,
     gpu::{self, Found},
     input::{Input, Normal},
+    plan::Config,
     selftest,
     wanted::{Precision, Use, Wanted, has_bf16},
     weights,

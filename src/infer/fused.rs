@@ -9,8 +9,9 @@
 use tch::{Kind, TchError, Tensor};
 
 use crate::infer::{
-    ghostnet::{Block, Conv, Net, pool},
+    ghostnet::{Conv, pool},
     onednn::{After, Packed, Shape},
+    plan::{Block, Net},
 };
 
 /// Weights are packed for inputs of this size, which is the published one.

@@ -8,7 +8,7 @@ use crate::{
     cli::Exit,
     infer::{
         device::{Engine, GpuStatus, Network},
-        ghostnet::{self, Config},
+        plan::{self, Config},
         selftest::{Agreement, Golden, Reference},
         wanted::Wanted,
         weights::{
@@ -76,7 +76,7 @@ pub fn checkpoint(path: &Path) -> anyhow::Result<(Checkpoint, Config)> {
         )));
     }
     let config = Config { classes: metadata.num_classes, ..Config::PUBLISHED };
-    weights::check(&checkpoint, &ghostnet::expected(&config))
+    weights::check(&checkpoint, &plan::expected(&config))
         .map_err(|it| Exit::wrong(format!("{}: {it}", path.display())))?;
     Ok((checkpoint, config))
 }

@@ -1,6 +1,6 @@
-//! From model inputs to scores: batching ([`batch`]), the network ([`ghostnet`]), the device it runs
-//! on ([`device`]), its weights ([`weights`]) and the proof that it computes what it should
-//! ([`selftest`]).
+//! From model inputs to scores: batching ([`batch`]), the network as a table ([`plan`]) and with
+//! libtorch ([`ghostnet`]), the device it runs on ([`device`]), its weights ([`weights`]) and the
+//! proof that it computes what it should ([`selftest`]).
 
 pub mod batch;
 pub mod device;
@@ -11,6 +11,7 @@ pub mod gpu;
 mod input;
 pub mod load;
 mod onednn;
+pub mod plan;
 pub mod selftest;
 pub mod wanted;
 pub mod weights;

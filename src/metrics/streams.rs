@@ -222,7 +222,7 @@ impl Families {
         }
     }
 
-    fn all(&self) -> [&dyn Collector; 19] {
+    fn all(&self) -> [&dyn Collector; 20] {
         [
             &self.info,
             &self.up,

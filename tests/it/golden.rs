@@ -6,7 +6,8 @@ use std::{collections::BTreeMap, fs, path::Path};
 use ghostwatch::infer::{
     Model,
     device::{Engine, GpuStatus, Network},
-    ghostnet::{Config, GhostNet, expected},
+    ghostnet::GhostNet,
+    plan::{Config, expected},
     wanted::{Precision, Use, Wanted},
     weights::Tensor,
 };

@@ -6,8 +6,8 @@ use ghostwatch::{
     infer::{
         Model,
         device::{Engine, GpuStatus, Network},
-        ghostnet::Config,
         load::{Choice, checkpoint, load},
+        plan::Config,
         selftest::{self, Golden},
         wanted::{Use, Wanted},
         weights::{self, Checkpoint, Tensor, hex, metadata::Metadata},
