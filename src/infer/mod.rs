@@ -1,5 +1,5 @@
 //! From model inputs to scores: batching ([`batch`]), the network as a table ([`plan`]) and with
-//! libtorch ([`ghostnet`]), the device it runs on ([`device`]), its weights ([`weights`]) and the
+//! libtorch ([`ghostnet`]) or without it ([`native`]), the device it runs on ([`device`]), its weights ([`weights`]) and the
 //! proof that it computes what it should ([`selftest`]).
 
 pub mod batch;
@@ -10,6 +10,7 @@ pub mod ghostnet;
 pub mod gpu;
 mod input;
 pub mod load;
+pub mod native;
 mod onednn;
 pub mod plan;
 pub mod selftest;
