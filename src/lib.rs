@@ -48,8 +48,8 @@ pub mod control;
 
 pub mod log;
 
-#[allow(unsafe_code, reason = "mallopt")]
-pub mod heap;
+#[allow(unsafe_code, reason = "mallopt and _exit")]
+pub mod process;
 
 pub mod daemon;
 

@@ -1,11 +1,9 @@
 //! Arguments -> command -> exit code.
 
-use std::process::ExitCode;
-
 use clap::Parser as _;
-use ghostwatch::{cli, heap};
+use ghostwatch::{cli, process};
 
-fn main() -> ExitCode {
-    heap::bound();
-    cli::run(cli::Cli::parse())
+fn main() {
+    process::bound_heaps();
+    process::end(cli::run(cli::Cli::parse()))
 }

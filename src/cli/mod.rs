@@ -14,10 +14,7 @@ pub mod tail;
 pub mod text;
 pub mod weights;
 
-use std::{
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+use std::path::{Path, PathBuf};
 
 use crate::{
     config::{self, plan::Plan},
@@ -73,6 +70,8 @@ enum Command {
 
 /// Exit codes of every subcommand.
 pub(crate) mod code {
+    /// All went well.
+    pub(crate) const OK: u8 = 0;
     /// Failed at run time; a drain past its deadline too.
     pub(crate) const FAILED: u8 = 1;
     /// Usage, configuration or weights file wrong.
@@ -111,7 +110,7 @@ impl Exit {
 }
 
 /// Runs the command; errors go to stderr, the whole chain once.
-pub fn run(cli: Cli) -> ExitCode {
+pub fn run(cli: Cli) -> u8 {
     let config = cli.config.as_deref();
     let result = match cli.command {
         Command::Run(args) => run::run(&args, config, cli.socket),
@@ -131,8 +130,8 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Man => schema::man(),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Ok(()) => code::OK,
+        Err(error) if is_closed_pipe(&error) => code::OK,
         Err(error) => {
             eprintln!("ghostwatch: {error:#}");
             let exit = error.chain().find_map(|it| it.downcast_ref::<Exit>().map(|it| it.code));
@@ -142,7 +141,7 @@ pub fn run(cli: Cli) -> ExitCode {
                     .find_map(|it| it.downcast_ref::<JournalError>())
                     .map(JournalError::exit_code)
             };
-            ExitCode::from(exit.or_else(journal).unwrap_or(code::FAILED))
+            exit.or_else(journal).unwrap_or(code::FAILED)
         }
     }
 }

@@ -34,7 +34,7 @@ const ONLY: &[(&str, &[&str])] = &[
             "infer/native/kernel_",
             "infer/onednn.rs",
             "crash/signal.rs",
-            "heap.rs",
+            "process.rs",
         ],
     ),
     (
