@@ -4,6 +4,10 @@
 //! two, one): each input is loaded once for all of them, and a row of weights once, so that for 3×3
 //! and stride 1 eleven loads serve 18 multiplications. Registers (AVX2): 6 sums, 3 or 5 weights, 1
 //! input of 16. Pixels outside the picture are not multiplied, so that no map needs a border.
+//!
+//! On one core of an AVX2-only EPYC (peak 38.8 GFLOP/s): 3×3 with stride 1 22 to 27 from 112² to
+//! 14², 13 at 7², where two of seven columns are at the edge; 3×3 with stride 2 15 to 19; 5×5 with
+//! stride 2 12 to 20. AVX-512 has not been run.
 
 #[cfg(target_arch = "x86_64")]
 use crate::infer::native::kernel_vector::{V8, V16};
