@@ -22,8 +22,10 @@
 
 mod buffer;
 #[allow(unsafe_code, reason = "vector loads and stores, and functions for detected features")]
+#[allow(clippy::needless_range_loop, reason = "constant bounds are unrolled; iterators hide them")]
 mod kernel_depth;
 #[allow(unsafe_code, reason = "vector loads and stores, and functions for detected features")]
+#[allow(clippy::needless_range_loop, reason = "constant bounds are unrolled; iterators hide them")]
 mod kernel_gemm;
 #[allow(unsafe_code, reason = "vector loads and stores, and functions for detected features")]
 mod kernel_map;
