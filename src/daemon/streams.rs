@@ -461,10 +461,10 @@ impl Streams {
             if let Some(later) = self.later.get(id) {
                 return Some(format!("{id} cannot be started: {}", later.why));
             }
-            let hold = self.holds.get(id).filter(|_| !self.finished.contains(id))?;
-            Some(format!("{id} is {}", hold.why.name()))
+            Some(format!("{id} is {}", self.holds.get(id)?.why.name()))
         };
-        let unread: Vec<_> = plan.streams.keys().filter_map(unread).collect();
+        let unfinished = plan.streams.keys().filter(|it| !self.finished.contains(*it));
+        let unread: Vec<_> = unfinished.filter_map(unread).collect();
         (!unread.is_empty()).then(|| unread.join(", "))
     }
 

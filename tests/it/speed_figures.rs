@@ -119,7 +119,7 @@ fn figures_from_files_to_labels() {
     ffmpeg(&format!("-stream_loop 20 -i {} {video} -frames:v {count}", from.display()), &path);
     for round in 0..size(2, 5) {
         for threads in [1, 2] {
-            let fps = labels_a_second(&[path.clone()], threads);
+            let fps = labels_a_second(std::slice::from_ref(&path), threads);
             println!("round {round}: one file, {threads} decoder threads: {fps:.1} labels/s");
         }
         for threads in [1, 2] {

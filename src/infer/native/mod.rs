@@ -10,7 +10,7 @@
 //!   ^ written by the 1x1        ^ written by the 3x3 that reads the places before it
 //! ```
 //!
-//! So a 1×1 convolution is a matrix multiplication that reads pixels where they lie ([`Packed`]),
+//! So a 1×1 convolution is a matrix multiplication that reads pixels where they lie ([`Packed`](kernel_gemm::Packed)),
 //! a depthwise convolution takes vectors of channels without a shuffle, and there is no
 //! concatenation: both halves are written in place. Padding is skipped by the multiplications and
 //! is 0 elsewhere. (Blocks of 16 channels with their pixels together, NCHWc, would give rows of the
