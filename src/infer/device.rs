@@ -139,7 +139,7 @@ impl Engine {
         let kind = kind(precision);
         let input = Input::new(device, kind, (max_batch, network.side), normal)?;
         Ok(Engine {
-            network: GhostNet::new(network.tensors, &network.config, device, kind)?,
+            network: GhostNet::new(network.tensors, &network.config, network.side, device, kind)?,
             device,
             precision,
             note: None,

@@ -14,9 +14,6 @@ use crate::infer::{
     plan::{Block, Net},
 };
 
-/// Weights are packed for inputs of this size, which is the published one.
-const SIDE: i64 = 224;
-
 /// All layers.
 pub(super) struct Fused {
     stem: Packed,
@@ -41,15 +38,20 @@ struct Bottleneck {
     shortcut: Option<(Packed, Packed)>,
 }
 
+/// What a stride leaves of a side: the convolutions are padded so that both borders count.
+fn strided(side: i64, stride: i64) -> i64 {
+    (side + stride - 1) / stride
+}
+
 impl Fused {
-    /// Packs the weights.
-    pub(super) fn new(net: Net<Conv>) -> Result<Fused, TchError> {
-        let stem = packed(&net.stem, SIDE)?;
-        let mut side = SIDE / net.stem.stride;
+    /// Packs the weights for inputs of `side` × `side`.
+    pub(super) fn new(net: Net<Conv>, side: usize) -> Result<Fused, TchError> {
+        let stem = packed(&net.stem, side as i64)?;
+        let mut side = strided(side as i64, net.stem.stride);
         let mut blocks = Vec::with_capacity(net.blocks.len());
         for block in &net.blocks {
             blocks.push(Bottleneck::new(block, side)?);
-            side /= block.depthwise.as_ref().map_or(1, |it| it.stride);
+            side = strided(side, block.depthwise.as_ref().map_or(1, |it| it.stride));
         }
         let (last, head) = (packed(&net.last, side)?, packed(&net.head, 1)?);
         Ok(Fused { stem, blocks, last, head, classifier: net.classifier })
@@ -83,7 +85,7 @@ impl Fused {
 impl Bottleneck {
     /// `side`: of what comes in.
     fn new(block: &Block<Conv>, side: i64) -> Result<Bottleneck, TchError> {
-        let after = side / block.depthwise.as_ref().map_or(1, |it| it.stride);
+        let after = strided(side, block.depthwise.as_ref().map_or(1, |it| it.stride));
         let squeeze = block.squeeze.as_ref().map(|it| (&it.reduce, &it.expand));
         let shortcut = block.shortcut.as_ref().map(|it| (&it.0, &it.1));
         let pair = |it: (&Conv, &Conv), first, second| {

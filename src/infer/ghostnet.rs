@@ -26,13 +26,15 @@ enum Kinds {
 
 impl GhostNet {
     /// Takes the parameters that [`expected`](super::plan::expected) names and folds BatchNorm into the convolutions. On a
-    /// CPU oneDNN runs them, if it can compute in that kind of number there.
+    /// CPU oneDNN runs them, if it can compute in that kind of number there, fastest for inputs of
+    /// `side` × `side`.
     ///
     /// # Errors
     /// A parameter is missing or has another shape, or the device is out of memory.
     pub fn new(
         tensors: &BTreeMap<String, Tensor>,
         config: &Config,
+        side: usize,
         device: Device,
         kind: Kind,
     ) -> anyhow::Result<GhostNet> {
@@ -40,7 +42,7 @@ impl GhostNet {
         let fits = kind == Kind::Float || kind == Kind::BFloat16 && has_bf16();
         Ok(match plain.0 {
             Kinds::Plain(net) if device == Device::Cpu && fits => {
-                GhostNet(Kinds::Fused(Fused::new(net)?))
+                GhostNet(Kinds::Fused(Fused::new(net, side)?))
             }
             other => GhostNet(other),
         })

@@ -111,7 +111,7 @@ fn top5(logits: &[f64]) -> Vec<usize> {
 
 fn network(classes: usize) -> GhostNet {
     let config = Config { classes, ..Config::PUBLISHED };
-    GhostNet::new(&weights(&config), &config, Device::Cpu, Kind::Float).unwrap()
+    GhostNet::new(&weights(&config), &config, 224, Device::Cpu, Kind::Float).unwrap()
 }
 
 fn case(classes: usize) -> (Case, GhostNet) {
@@ -278,7 +278,7 @@ fn pixels_are_normalised_as_torchvision_does() {
     let x = tch::Tensor::from_slice(picture).reshape([1, 64, 64, 3]).to_kind(Kind::Float);
     let x = (x / 255.0 - mean) / f64::from(std);
     let config = Config { width: 0.5, classes: 12 };
-    let network = GhostNet::new(&weights(&config), &config, Device::Cpu, Kind::Float).unwrap();
+    let network = GhostNet::new(&weights(&config), &config, 64, Device::Cpu, Kind::Float).unwrap();
     let want = logits(&network, &x.permute([0, 3, 1, 2]));
     assert!(error(&got, &want) <= 1e-6, "{got:?} {want:?}");
 }
@@ -309,7 +309,7 @@ fn a_missing_or_misshapen_parameter_is_named() {
     let refused = |change: &dyn Fn(&mut BTreeMap<String, Tensor>)| {
         let mut tensors = weights(&config);
         change(&mut tensors);
-        let it = GhostNet::new(&tensors, &config, Device::Cpu, Kind::Float);
+        let it = GhostNet::new(&tensors, &config, 224, Device::Cpu, Kind::Float);
         it.err().unwrap().to_string()
     };
     let said = refused(&|it| drop(it.remove("blocks.3.0.bn_dw.bias")));

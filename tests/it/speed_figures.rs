@@ -45,7 +45,7 @@ fn figures_of_the_network_by_batch_size() {
     let config = Config::PUBLISHED;
     let tensors = weights(&config);
     let plain = GhostNet::plain(&tensors, &config, Device::Cpu, Kind::Float).unwrap();
-    let fused = GhostNet::new(&tensors, &config, Device::Cpu, Kind::Float).unwrap();
+    let fused = GhostNet::new(&tensors, &config, 224, Device::Cpu, Kind::Float).unwrap();
     for count in [1_i64, 2, 4, 8, 16, 32] {
         let x = tch::Tensor::rand([count, 224, 224, 3], (Kind::Float, Device::Cpu));
         let x = x.permute([0, 3, 1, 2]);
