@@ -399,11 +399,13 @@ impl Daemon {
 
     /// Stops the sources and lets every frame find its outcome, and with `finish` every event its
     /// way to the sinks.
-    fn drain(self, failed: Option<anyhow::Error>, finish: bool) -> anyhow::Result<()> {
+    fn drain(mut self, failed: Option<anyhow::Error>, finish: bool) -> anyhow::Result<()> {
         tracing::info!("draining");
         self.observer.ready(false);
         self.notify.stopping();
         let deadline = Instant::now() + DRAIN;
+        let Daemon { streams, pipeline, observer, plan, .. } = &mut self;
+        let early = streams.end(&mut World { pipeline, observer, plan });
         let streams = self.streams.into_accounts();
         let exits = self.pipeline.stop(deadline).map_err(|stuck| {
             anyhow::anyhow!("still running after {} s: {}", DRAIN.as_secs(), stuck.join(", "))
@@ -422,7 +424,7 @@ impl Daemon {
             // What a sink said when it ended is the better reason.
             return sinks.and(Err(error));
         }
-        for exit in exits? {
+        for exit in early.into_iter().chain(exits?) {
             exit.result.or_else(|it| if it.is::<Unread>() { Ok(()) } else { Err(it) })?;
         }
         for stream in streams {

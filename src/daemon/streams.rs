@@ -4,6 +4,8 @@
 //! source has ended. One that is opened again is a new [`Stream`] under the same name, which starts
 //! once nothing of the old one is on its way to the journal.
 
+mod orders;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
@@ -19,7 +21,6 @@ use crate::{
         diff::Changes,
         plan::{Plan, StreamPlan},
     },
-    control::{Action, Answer, Order},
     crash,
     daemon::{
         holds::{Hold, Holds, Why, noted},
@@ -29,7 +30,7 @@ use crate::{
     journal::{JournalError, read::Reader},
     ledger::Stream,
     observe::Observer,
-    pipeline::Pipeline,
+    pipeline::{Exit, Pipeline},
     source::{self, SourceError, gate::Gate, gst::GstOpener, quiet::Quiet, supervise::Leave},
 };
 
@@ -53,6 +54,13 @@ const AGAIN_AFTER: Duration = Duration::from_secs(5);
 
 /// With `--once` nothing is waited for that could not be started in so many tries.
 const TRIES_MAX: u32 = 3;
+
+/// How long a drain waits for the sources of streams that were about to be opened again: longer than a
+/// source takes to end.
+const LEAVE_MAX: Duration = Duration::from_secs(4);
+
+/// How often it looks.
+const LEAVE_TICK: Duration = Duration::from_millis(10);
 
 /// What could not be started.
 struct Later {
@@ -255,80 +263,6 @@ impl Streams {
         crash::log::forgive(&self.crashes, id, SystemTime::now())
     }
 
-    /// Refuses an order that could not be written down, and that the next start would not follow.
-    fn unwritten(&mut self, id: &str, before: Option<Hold>, error: &io::Error) -> Answer {
-        self.holds.undo(id, before);
-        Answer::Refused(format!("nothing is changed: it could not be written down: {error}"))
-    }
-
-    /// Carries out an order and answers it.
-    pub(super) fn obey(&mut self, order: Order, plan: &Plan) {
-        if order.is_given_up() {
-            return;
-        }
-        let answer = self.answer(order.action, &order.stream, plan);
-        match &answer {
-            Answer::Done(text) => tracing::info!(stream = order.stream, "by order: {text}"),
-            Answer::Unknown(text) | Answer::Refused(text) => {
-                tracing::warn!(stream = order.stream, "an order was refused: {text}");
-            }
-        }
-        order.answer(answer);
-    }
-
-    fn answer(&mut self, action: Action, id: &str, plan: &Plan) -> Answer {
-        let Some(configured) = plan.streams.get(id) else {
-            let all: Vec<_> = plan.streams.keys().map(String::as_str).collect();
-            let text = format!("there is no such stream; configured: {}", all.join(", "));
-            return Answer::Unknown(text);
-        };
-        let why = self.holds.get(id).map(|it| it.why);
-        match (action, why) {
-            (Action::Restart, Some(why)) => {
-                let why = why.name();
-                let text = format!("{id} is {why}: `ghostwatch streams enable {id}` opens it");
-                Answer::Refused(text)
-            }
-            (Action::Enable, None) => Answer::Done(format!("{id} is enabled already")),
-            (Action::Restart, None) => {
-                self.finished.remove(id);
-                self.again(id, configured);
-                Answer::Done(format!("{id} is opened anew"))
-            }
-            (Action::Enable, Some(_)) => {
-                let before = self.holds.get(id).cloned();
-                if let Err(error) = self.forgive(id) {
-                    return self.unwritten(id, before, &error);
-                }
-                self.finished.remove(id);
-                self.again(id, configured);
-                Answer::Done(format!("{id} is opened again"))
-            }
-            (Action::Disable, Some(Why::Disabled)) => {
-                Answer::Done(format!("{id} is disabled already"))
-            }
-            (Action::Disable, _) => self.disable(id),
-        }
-    }
-
-    fn disable(&mut self, id: &str) -> Answer {
-        let before = self.holds.get(id).cloned();
-        let hold = Hold::disabled();
-        let leave = hold.leave();
-        if let Err(error) = self.holds.put(id, hold) {
-            return self.unwritten(id, before, &error);
-        }
-        if let Some(it) = self.running.get(id) {
-            if it.stream.state() == State::Ended {
-                self.finished.insert(id.to_owned());
-            }
-            // Set already iff it is quarantined: see `tick`.
-            it.leave.set(leave).ok();
-            it.stop.cancel();
-        }
-        Answer::Done(format!("{id} is disabled, until it is enabled again"))
-    }
-
     /// Forgets streams whose last frame is published, and starts those that wait for it.
     pub(super) fn tick(&mut self, world: &mut World<'_>) {
         self.removed.retain(|it| {
@@ -472,6 +406,34 @@ impl Streams {
     pub(super) fn is_starting(&self) -> bool {
         let hopeless = |id: &String| self.later.get(id).is_some_and(|it| TRIES_MAX <= it.tries);
         !self.waiting.keys().chain(&self.leaving).all(hopeless)
+    }
+
+    /// Ends all sources. A stream that waits to be opened again has said last that it would connect, so
+    /// that another source says that it is gone, once the one before has nothing more to say. Gives what
+    /// ended meanwhile.
+    pub(super) fn end(&mut self, world: &mut World<'_>) -> Vec<Exit> {
+        self.running.values().for_each(|it| it.stop.cancel());
+        self.waiting.retain(|id, _| self.holds.get(id).is_none());
+        let (deadline, mut exits) = (Instant::now() + LEAVE_MAX, Vec::new());
+        while !self.waiting.is_empty() && Instant::now() < deadline {
+            exits.extend(world.pipeline.next_exit(Instant::now() + LEAVE_TICK));
+            let is_said = |it: &Arc<Stream>| !world.pipeline.is_running(&it.id) && it.is_settled();
+            self.removed.retain(|it| !is_said(it));
+            let ended = |id: &String| {
+                let last = self.running.get(id).is_none_or(|it| is_said(&it.stream));
+                last && !self.removed.iter().any(|it| it.id == *id)
+            };
+            let ended: Vec<_> = self.waiting.keys().filter(|it| ended(it)).cloned().collect();
+            for id in ended {
+                self.waiting.remove(&id);
+                let stream = Arc::new(Stream::new(&id));
+                match mute::say(world.pipeline, &stream, Leave::default(), |_| ()) {
+                    Ok(_) => self.removed.push(stream),
+                    Err(error) => tracing::error!(stream = id, "its end cannot be told: {error:#}"),
+                }
+            }
+        }
+        exits
     }
 
     /// The accounts of all streams, also those that were taken out and have not settled yet.

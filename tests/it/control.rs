@@ -20,6 +20,7 @@ use crate::{
         signal, start,
     },
     support::{wait_until, within},
+    support_proxy::{Mode, Proxy},
     support_rtsp::{Media, Server},
 };
 
@@ -51,6 +52,29 @@ fn states<'a>(events: &'a [Value], stream: &str) -> Vec<&'a str> {
     let mine = events.iter().filter(|it| it["type"] == STATE && it["subject"] == stream);
     let mine = mine.filter(|it| it["data"]["previous"] != it["data"]["state"]);
     mine.map(|it| it["data"]["state"].as_str().unwrap()).collect()
+}
+
+#[test]
+fn a_stream_that_waits_to_be_opened_again_says_in_a_drain_that_it_is_gone() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let camera = Server::start(&Media::Pattern { size: (320, 240), fps: 10 }, 0, None);
+    let proxy = Proxy::start(camera.port());
+    let streams =
+        format!("  hung: {{url: \"{}\"}}\n  fine: {{url: \"{}\"}}\n", proxy.url(), camera.url());
+    let listen = configure(path, &streams);
+    let child = start(path);
+    for stream in ["hung", "fine"] {
+        wait_until(stream, || 5 < published(&listen, stream));
+    }
+    // The old source takes until the limit of two seconds to end, and the new one waits for it.
+    proxy.set(Mode::Silent);
+    assert_eq!(ordered(path, &["restart", "hung"]), "hung is opened anew\n");
+    drain(child, path);
+    let events = events(path);
+    account(&events);
+    assert_eq!(states(&events, "hung"), ["connecting", "up", "connecting", "removed"]);
+    assert_eq!(states(&events, "fine"), ["connecting", "up", "removed"]);
 }
 
 #[test]
@@ -426,8 +450,9 @@ fn once_ends_though_a_file_cannot_be_started_and_counts_what_was_read_before_it_
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();
     let clip = clip("carphone_pristine.mp4");
-    let streams =
-        format!("  done: {{url: \"{clip}\"}}\n  slow: {{url: \"{clip}\", realtime: true}}\n");
+    // Two minutes, of which the orders need a part.
+    let slow = "{url: \"test:?size=320x240&fps=5&frames=600\", realtime: true}";
+    let streams = format!("  done: {{url: \"{clip}\"}}\n  slow: {slow}\n");
     let listen = configure(path, &streams);
     let log = fs::File::create(path.join("log")).unwrap();
     let mut run = ghostwatch(path);
