@@ -86,7 +86,8 @@ const LATENCY_DOC: &str = "Size of the jitter buffer of RTSP streams: packets th
 const STALL_AFTER_DOC: &str = "A live stream without a picture for this long (and for five picture \
     periods) has failed and is opened again.";
 const CLOCK_OFFSET_DOC: &str = "Events are dated by the camera's clock, as its RTCP reports give it, \
-    only while that differs from this host's by at most this; else by the arrival of the pictures.";
+    only while that differs from this host's by at most this; else by the arrival of the pictures, and \
+    the clock is called wrong. 0ms: no camera's clock is followed, and none is called wrong.";
 const WHEN_FULL_DOC: &str = "When frames come faster than they are classified: keep the newest one \
     (latest), or let the source wait and lose none (block). auto: latest for live streams, block \
     for files and test patterns.";
