@@ -37,7 +37,8 @@ use crate::{
     infer::{
         Model,
         batch::{Batching, Selftest},
-        device::{Engine, GpuStatus},
+        device::GpuStatus,
+        engine::Engine,
         load::{self, Choice, Loaded},
         wanted::{Use, Wanted},
     },
@@ -129,7 +130,7 @@ pub fn run(plan: Plan, options: Options) -> anyhow::Result<()> {
     let (crashes, report) = crashes(&beside(side::CRASHES), &plan);
     let holds = Holds::open(beside(side::HELD)).context("the list of disabled streams")?;
     let gpu = match plan.device.device {
-        Use::Cpu => GpuStatus::Absent,
+        Use::Cpu | Use::Native => GpuStatus::Absent,
         _ => GpuStatus::find(plan.device.cuda.as_deref()),
     };
     let loaded = load_model(&plan, &gpu)?;

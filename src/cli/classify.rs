@@ -43,7 +43,7 @@ pub struct Args {
     /// Take every N-th frame of a video.
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     every: u32,
-    /// auto, cpu or cuda:N.
+    /// auto, cpu, native or cuda:N.
     #[arg(long, default_value = "auto")]
     device: Use,
     /// The checkpoint.
@@ -74,7 +74,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let choice =
         Choice { weights: args.weights.clone(), labels: args.labels.clone(), ..Choice::default() };
     let wanted = Wanted { device: args.device, precision: None, max_batch: BATCH, buckets: None };
-    let gpu = if args.device == Use::Cpu { GpuStatus::Absent } else { GpuStatus::find(None) };
+    let gpu = match args.device {
+        Use::Cpu | Use::Native => GpuStatus::Absent,
+        Use::Auto | Use::Cuda(_) => GpuStatus::find(None),
+    };
     let loaded = load::load(&choice, &wanted, &gpu)?;
     if !loaded.passes() {
         bail!("the golden self-test failed: {:?}", loaded.agreement);

@@ -15,7 +15,8 @@ use crate::{
     cli::Exit,
     infer::{
         Model as _,
-        device::{Engine, GpuStatus},
+        device::GpuStatus,
+        engine::Engine,
         load::{self, Choice},
         selftest,
         wanted::{Precision, Use, Wanted},
@@ -25,7 +26,7 @@ use crate::{
 /// What to measure.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// auto, cpu or cuda:N.
+    /// auto, cpu, native or cuda:N.
     #[arg(long, default_value = "auto")]
     device: Use,
     /// fp32, bf16 or fp16 [default: as the daemon chooses].
@@ -53,7 +54,7 @@ const COMPARED: usize = 64;
 pub fn run(args: &Args) -> anyhow::Result<()> {
     // Before all else that calls libtorch.
     let gpu = match args.device {
-        Use::Cpu => GpuStatus::Absent,
+        Use::Cpu | Use::Native => GpuStatus::Absent,
         Use::Auto | Use::Cuda(_) => GpuStatus::find(None),
     };
     let choice = Choice { weights: args.weights.clone(), ..Choice::default() };

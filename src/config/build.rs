@@ -159,11 +159,13 @@ impl Builder<'_> {
         let cuda = text.strip_prefix("cuda:").and_then(|it| it.parse::<u8>().ok());
         let device = match (text, cuda) {
             ("cpu", _) => Use::Cpu,
+            ("native", _) => Use::Native,
             (_, Some(index)) => Use::Cuda(usize::from(index)),
             ("auto", _) => Use::Auto,
             _ => {
                 let problem = it.problem("use", format!("{} is unknown", it.quoted("use")));
-                self.problems.push(problem.allowed("auto, cpu, cuda:N with N from 0 to 255"));
+                self.problems
+                    .push(problem.allowed("auto, cpu, native, cuda:N with N from 0 to 255"));
                 Use::Auto
             }
         };

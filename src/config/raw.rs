@@ -294,7 +294,8 @@ const DEVICE: &[Field] = &[
         "use",
         Text(16),
         Yaml("auto"),
-        "auto (the GPU if it works, else the CPU), cpu, or cuda:N.",
+        "auto (the GPU if it works, else the CPU), cpu, native (the CPU with an engine of our own), \
+         or cuda:N.",
     ),
     field(
         "precision",

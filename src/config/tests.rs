@@ -128,7 +128,7 @@ http: {listen: 9464}
             config.yaml:17:15: model.mean: the list has 2 entries; allowed: null, or a list of 3, each 0 to 1
             config.yaml:17:33: model.std[0]: 0 is out of range; allowed: 0.001 to 10
             config.yaml:17:63: model.input: 256 is more than `resize`, 224; allowed: at most 224
-            config.yaml:18:15: device.use: `gpu` is unknown; allowed: auto, cpu, cuda:N with N from 0 to 255
+            config.yaml:18:15: device.use: `gpu` is unknown; allowed: auto, cpu, native, cuda:N with N from 0 to 255
             config.yaml:18:31: device.precision: `int8` is unknown; allowed: auto, fp32, bf16, fp16
             config.yaml:18:44: device.lanes: expected a whole number, found `none`; allowed: auto, or 1 to 256
             config.yaml:19:31: batch.buckets: the largest is 16; allowed: 8 (batch.max_size) as the largest

@@ -266,7 +266,9 @@ fn one_thread() {
 
 fn choose(wanted: Use, gpu: &GpuStatus) -> anyhow::Result<Device> {
     match (wanted, gpu) {
-        (Use::Cpu, _) | (Use::Auto, GpuStatus::Absent | GpuStatus::Unusable(_)) => Ok(Device::Cpu),
+        (Use::Cpu | Use::Native, _) | (Use::Auto, GpuStatus::Absent | GpuStatus::Unusable(_)) => {
+            Ok(Device::Cpu)
+        }
         (Use::Auto, GpuStatus::Ready(_)) => Ok(Device::Cuda(0)),
         (Use::Cuda(index), GpuStatus::Ready(count)) => {
             let last = count - 1;

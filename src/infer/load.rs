@@ -7,7 +7,8 @@ use anyhow::Context as _;
 use crate::{
     cli::Exit,
     infer::{
-        device::{Engine, GpuStatus, Network},
+        device::{GpuStatus, Network},
+        engine::Engine,
         plan::{self, Config},
         selftest::{Agreement, Golden, Reference},
         wanted::Wanted,

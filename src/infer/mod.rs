@@ -4,6 +4,7 @@
 
 pub mod batch;
 pub mod device;
+pub mod engine;
 mod fused;
 pub mod ghostnet;
 #[allow(unsafe_code, reason = "loads libraries")]

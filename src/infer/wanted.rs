@@ -9,6 +9,8 @@ pub enum Use {
     Auto,
     /// The CPU, whatever else is there.
     Cpu,
+    /// The CPU, with the engine of our own instead of libtorch's.
+    Native,
     /// This GPU, or nothing.
     Cuda(usize),
 }
@@ -20,11 +22,12 @@ impl FromStr for Use {
         match text {
             "auto" => Ok(Use::Auto),
             "cpu" => Ok(Use::Cpu),
-            _ => text
-                .strip_prefix("cuda:")
-                .and_then(|it| it.parse().ok())
-                .map(Use::Cuda)
-                .ok_or_else(|| format!("unknown device {text:?}: use auto, cpu or cuda:N")),
+            "native" => Ok(Use::Native),
+            _ => {
+                text.strip_prefix("cuda:").and_then(|it| it.parse().ok()).map(Use::Cuda).ok_or_else(
+                    || format!("unknown device {text:?}: use auto, cpu, native or cuda:N"),
+                )
+            }
         }
     }
 }
@@ -102,6 +105,7 @@ mod tests {
     fn devices_and_precisions_are_read_by_name() {
         assert_eq!("auto".parse(), Ok(Use::Auto));
         assert_eq!("cpu".parse(), Ok(Use::Cpu));
+        assert_eq!("native".parse(), Ok(Use::Native));
         assert_eq!("cuda:3".parse(), Ok(Use::Cuda(3)));
         for wrong in ["cuda", "cuda:", "cuda:-1", "gpu"] {
             assert!(wrong.parse::<Use>().is_err(), "{wrong}");

@@ -18,6 +18,7 @@ mod kafka;
 mod kafka_login;
 mod monitoring;
 mod mqtt;
+mod native;
 mod nats;
 mod one_frame;
 mod outages;

@@ -99,6 +99,7 @@ pub(super) fn gpu(plan: Option<&Plan>) -> Finding {
     let needed = matches!(wanted, Use::Cuda(_));
     match (found, wanted) {
         (_, Use::Cpu) => Finding::ok("GPU", "not wanted (device.use: cpu)"),
+        (_, Use::Native) => Finding::ok("GPU", "not wanted (device.use: native)"),
         (Found::Set(set), _) => Finding::ok(
             "GPU",
             format!("there, with CUDA libraries in {}; not loaded here", set.display()),
