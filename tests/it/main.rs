@@ -10,6 +10,7 @@ mod golden;
 mod gpu_check;
 mod health;
 mod http;
+mod instructions;
 mod journal;
 mod journal_daemon;
 #[cfg(feature = "kafka")]
