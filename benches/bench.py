@@ -2,8 +2,8 @@
 
     L0  the network alone                       network.py, with workers network.rs and peers.py
     L1  preprocess alone                        preprocess.py and preprocess.rs
-    L2  decode alone, to a fakesink             videos.py
-    L3  file -> labels                          videos.py
+    L2  decode alone, to a fakesink             files.py, videos.py
+    L3  file -> labels                          files.py, videos.py
     L4  live streams                            live.py
 
 Contenders are measured in rounds, one after the other, and compared within a round: what slows the
@@ -13,29 +13,35 @@ machine down for a while slows them all. No one is timed whose answers are not P
 import argparse
 import hashlib
 import pathlib
-import subprocess
+import shlex
+import shutil
 import sys
 import time
 
+import files
 import live
 import measure
 import network
+import preprocess
 import report
-import videos
-from measure import BACKENDS, FOLDER, GHOSTWATCH, LIVE, PYTHON, WEIGHTS, Store
+from measure import FOLDER, MADE, SIZES, Clock, Failed, Others, Store
 
 LAYERS = ["L0", "L1", "L2", "L3", "L4"]
 QUICK_ROUNDS = 3
-# Of the clips that are read as fast as they can be labelled.
-FILE_SECONDS = 12
+TRY_CARGO = "--profile dev"
+TRY_PATIENCE = 8
 
 
 def arguments():
     parser = argparse.ArgumentParser(prog="scripts/bench")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--try", action="store_true", dest="trying")
+    parser.add_argument("--prepare", action="store_true")
     parser.add_argument("--layers", default=",".join(LAYERS))
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--minutes", type=float, default=27)
     parser.add_argument("--fresh", action="store_true")
+    parser.add_argument("--cargo", default="", metavar="ARGUMENTS")
     options = parser.parse_args()
     options.layers = options.layers.split(",")
     unknown = set(options.layers) - set(LAYERS)
@@ -43,105 +49,119 @@ def arguments():
         parser.error(f"unknown layers {sorted(unknown)}" if unknown else "--rounds is at least 1")
     if options.quick:
         options.layers, options.rounds = ["L0"], QUICK_ROUNDS
-    options.seconds = 0.5 if options.quick else 1.0
-    options.sizes = list(measure.SIZES)
-    options.device = BACKENDS[LIVE]
+    options.batches = network.QUICK_BATCHES if options.quick or options.trying else network.BATCHES
+    options.seconds = 0.5 if options.quick or options.trying else 0.7
+    options.rates, options.growth, options.trials = live.RATES, live.GROWTH_COUNTS, live.TRIALS_MAX
+    options.frames = measure.CLIP_SECONDS * files.FPS
+    if options.trying:
+        options.rounds, options.rates, options.growth, options.trials, options.frames = 1, [5], [1, 2], 2, 60
+        options.minutes = 600
+        measure.patience = TRY_PATIENCE
     return options
 
 
 def say(text):
-    print(f"bench {time.strftime('%H:%M:%S')}: {text}", file=sys.stderr, flush=True)
+    """A line with the time, and with the minutes since the measuring began."""
+    since = f" +{begun.elapsed() / 60:.1f} min" if begun else ""
+    print(f"bench {time.strftime('%H:%M:%S')}{since}: {text}", file=sys.stderr, flush=True)
+
+
+begun = None
+
+
+def prepare(options):
+    """What is built and made before anything is measured."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    MADE.mkdir(parents=True, exist_ok=True)
+    profile = shlex.split(TRY_CARGO) if options.trying else []
+    say("builds what is missing")
+    options.benches = measure.build([*profile, *shlex.split(options.cargo)])
+    say("makes the clips and exports the network, where they are missing")
+    options.pictures = measure.pictures()
+    for size in SIZES:
+        for fps in {*options.rates, files.FPS}:
+            measure.clip(size, fps)
+    network.export(sorted({*options.batches, network.GATE_BATCH}), say)
+    options.backends = measure.backends(options.pictures, options.benches, say)
+    options.live = list(options.backends)[-1]
+
+
+def estimates(options):
+    """Seconds that each layer takes on two quiet AVX2 cores, from what its steps took there."""
+    rounds, batches, backends = options.rounds, len(options.batches), len(options.backends)
+    rows = (len(network.PEERS) if not options.quick else len(network.QUICK)) + 2 * backends
+    compiled = 0 if options.quick else 18 * batches
+    return {it: seconds for it, seconds in {
+        "L0": compiled + rows * (5 + batches * (1.5 + rounds * (options.seconds + 0.5))) + 6,
+        "L1": 6 + 7 * rounds,
+        "L2": 7 * rounds,
+        "L3": len(SIZES) * (20 + rounds * (19 + 7 * backends)),
+        "L4": 11 * (len(SIZES) * len(options.rates) * min(4, options.trials) + len(options.growth)),
+    }.items() if it in options.layers}
+
+
+def plan(options, store):
+    expected = estimates(options)
+    say(f"{measure.CORES} cores, {options.rounds} rounds, backends: {', '.join(options.backends)}; "
+        f"about {sum(expected.values()) / 60:.0f} min on a quiet machine, "
+        f"no round begins after {options.minutes:.0f} min")
+    for layer, seconds in expected.items():
+        say(f"  {layer} {report.TABLES[layer][0].lower()}: about {seconds / 60:.1f} min")
+    if store.resumed:
+        say(f"goes on where a bench was broken off: {store.resumed} figures are there")
+    load = pathlib.Path("/proc/loadavg").read_text(encoding="ascii").split()[0]
+    if 0.5 < float(load):
+        say(f"the load is {load}: this machine has something else to do, so read ratios only")
+    return Clock(options.minutes, expected)
 
 
 def identity(options):
     """What must be the same for measured figures to be used again."""
-    binary = hashlib.sha256()
-    for path in (GHOSTWATCH, pathlib.Path(options.benches["network"])):
-        binary.update(path.read_bytes())
-    return {"binaries": binary.hexdigest(), "rounds": options.rounds, "quick": options.quick,
-            "layers": options.layers, "backends": BACKENDS}
+    binaries = hashlib.sha256()
+    for name in ("ghostwatch", "network", "preprocess"):
+        binaries.update(pathlib.Path(options.benches[name]).read_bytes())
+    return {"binaries": binaries.hexdigest(), "rounds": options.rounds, "quick": options.quick,
+            "try": options.trying, "backends": options.backends}
 
 
-def preprocess(options, store):
-    import preprocess
-
-    for number in range(options.rounds):
-        say(f"L1 round {number + 1}")
-        store.take(f"L1 round {number}", lambda: preprocess.one_round(options.benches["preprocess"]))
+STEPS = {"L0": network.run, "L1": preprocess.rounds, "L2": files.decode, "L3": files.run, "L4": live.run}
 
 
-def decode(options, store):
-    for size in options.sizes:
-        path, frames = measure.clip(size, 30, FILE_SECONDS)
-        for number in range(options.rounds):
-            say(f"L2 {size} round {number + 1}")
-
-            def one(path=path, frames=frames):
-                used, took = videos.decode(path)
-                return {"core_ms": used / frames, "fps": frames / took}
-
-            store.take(f"L2 {size} round {number}", one)
-
-
-def files(options, store):
-    """L3, and in each round the parts alone."""
-    environment = measure.environment()
-    for size in options.sizes:
-        path, frames = measure.clip(size, 30, FILE_SECONDS)
-        for number in range(options.rounds):
-            say(f"L3 {size} round {number + 1}")
-            store.take(f"L3 {size} round {number}", lambda path=path, frames=frames, size=size: one_file(
-                options, size, path, frames, environment))
-
-
-def one_file(options, size, path, frames, environment):
-    """One round: everybody once, and the parts of each of our backends."""
-    result, labels = {}, {}
-    for name in videos.PEERS:
-        result[name], labels[name] = videos.peer(name, path, PYTHON, WEIGHTS, FOLDER, environment)
-    width, height = measure.SIZES[size]
-    medians = {}
-    for line in subprocess.run([options.benches["preprocess"]], check=True, capture_output=True,
-                               text=True).stdout.splitlines():
-        picture, layout, median, _ = line.split()
-        medians[picture, layout] = float(median)
-    parts = {"decode": videos.decode(path)[0] / frames, "preprocess": medians[f"{width}x{height}", "I420"]}
-    for name, device in BACKENDS.items():
-        worker = measure.ours(device, options.pictures, options.benches)
-        worker.ask(f"load 8 fp32 {measure.CORES}")
-        inference = measure.CORES * 1e3 / worker.run(options.seconds)["fps"]
-        worker.close()
-        result[name], labels[name] = videos.ours(path, GHOSTWATCH, WEIGHTS, device, environment)
-        if len(labels[name]) != frames:
-            raise RuntimeError(f"{name} labelled {len(labels[name])} of {frames} frames of {path}")
-        bound = measure.CORES * 1e3 / (sum(parts.values()) + inference)
-        result |= {f"{name}: inference core-ms": inference, f"{name}: bound": bound}
-        loop = labels["Python loop"]
-        same = sum(a == b for a, b in zip(loop, labels[name]))
-        result[f"{name}: same first label as the Python loop"] = same / len(loop)
-    return result | {f"{part} core-ms": it for part, it in parts.items()}
+def layer(name, options, store):
+    """Measures a layer; what goes wrong ends that layer only."""
+    others, about = Others(), {"date": time.strftime("%Y-%m-%d")}
+    try:
+        STEPS[name](options, store, say)
+    except (Failed, OSError, ValueError, KeyError, AssertionError) as error:
+        about["failed"] = f"{type(error).__name__}: {error}"
+        say(f"{name} did not run to its end: {about['failed']}")
+    store.put(f"{name} machine", about | {"others": others.share()})
 
 
 def main():
+    global begun
     options = arguments()
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    options.benches = measure.benches()
-    options.pictures = measure.pictures()
-    begun = time.monotonic()
-    store = Store(identity(options), options.fresh or options.quick)
-    steps = {"L0": lambda: network.run(options, store, say), "L1": lambda: preprocess(options, store),
-             "L2": lambda: decode(options, store), "L3": lambda: files(options, store),
-             "L4": lambda: live.run(options, store, say)}
-    for layer in options.layers:
-        steps[layer]()
+    prepare(options)
+    if options.prepare:
+        return
+    path = FOLDER / ("quick.jsonl" if options.quick else "try.jsonl" if options.trying else "rounds.jsonl")
+    store = Store(path, identity(options), options.fresh or options.quick)
+    begun = options.clock = plan(options, store)
+    for name in options.layers:
+        layer(name, options, store)
     print(report.table(store, options))
     failed = [name for name, it in store.values.items() if name.startswith("L0 gate")
               and not network.passes(it, name.split()[2]) and not it.get("failed")]
     if not options.quick:
-        report.write(store, options)
-        say(f"wrote benches/RESULTS.md after {time.monotonic() - begun:.0f} s")
-    store.save(True)
-    ours = [it for it in failed if it.split(maxsplit=3)[3].startswith(tuple(BACKENDS))]
+        results = report.RESULTS
+        if options.trying:
+            results = FOLDER / "try" / "RESULTS.md"
+            results.parent.mkdir(exist_ok=True)
+            shutil.copy(report.RESULTS, results)
+        report.write(store, options, results)
+        say(f"wrote {results.relative_to(measure.ROOT)}")
+    store.done(options.layers)
+    ours = [it for it in failed if it.split(maxsplit=3)[3].startswith(tuple(measure.BACKENDS))]
     if ours:
         sys.exit(f"bench: other answers than PyTorch: {', '.join(ours)}")
 

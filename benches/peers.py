@@ -1,73 +1,49 @@
 """Peers of the network alone, as workers that take the same orders as `benches/network.rs`.
 
-    peers.py NAME WEIGHTS PICTURES
+    peers.py NAME WEIGHTS PICTURES EXPORTED
 
 All compute the same from the same bytes: normalisation and network in one model, timm's
-ghostnet_100 with the tensors of WEIGHTS. `lanes` is how many run beside each other; they share the
-two cores, one thread of computation each, or one lane has both.
+ghostnet_100 with the tensors of WEIGHTS; EXPORTED is the folder in which `torch_network.py` has
+written it as ONNX, one file for each batch size. `lanes` is how many run beside each other; they
+share the cores, or one lane has them all.
 """
 
 import os
 import pathlib
 import sys
-import tempfile
 import threading
 import time
+import types
 
 import numpy as np
-import timm
-import torch
-from safetensors.torch import load_file
 
 SIDE = 224
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CORES = len(os.sched_getaffinity(0))
-
-
-class Network(torch.nn.Module):
-    """Bytes [n, side, side, 3] to logits in float32."""
-
-    def __init__(self, weights, kind):
-        super().__init__()
-        tensors = load_file(weights)
-        classes = tensors["classifier.bias"].numel()
-        self.network = timm.create_model("ghostnet_100", num_classes=classes)
-        missing, unexpected = self.network.load_state_dict(tensors, strict=False)
-        assert not unexpected and all(it.endswith("num_batches_tracked") for it in missing)
-        self.network = self.network.eval().to(kind, memory_format=torch.channels_last)
-        self.register_buffer("mean", torch.tensor(MEAN))
-        self.register_buffer("std", torch.tensor(STD))
-        self.kind = kind
-
-    def forward(self, pixels):
-        x = (pixels.to(torch.float32) / 255.0 - self.mean) / self.std
-        # Rows of interleaved pixels are what PyTorch calls channels last.
-        return self.network(x.to(self.kind).permute(0, 3, 1, 2)).to(torch.float32)
-
-
-def network(weights, precision):
-    return Network(weights, {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]).eval()
 
 
 class Torch:
     """PyTorch, one model for all lanes."""
 
-    def load(self, weights, batch, precision, lanes):
-        self.threads = max(1, CORES // lanes)
+    def load(self, files, batch, precision, lanes):
+        import torch
+
+        import torch_network
+
+        self.torch, self.threads = torch, max(1, CORES // lanes)
         torch.set_num_threads(self.threads)
         with torch.no_grad():
-            self.model = self.prepare(network(weights, precision), batch)
+            self.model = self.prepare(torch_network.network(files.weights, precision), batch)
 
     def prepare(self, model, batch):
         return model
 
     def lane(self):
         # OpenMP keeps the number per thread.
-        torch.set_num_threads(self.threads)
+        self.torch.set_num_threads(self.threads)
 
         def run(pixels):
-            with torch.inference_mode():
-                return self.model(torch.from_numpy(pixels)).numpy()
+            with self.torch.inference_mode():
+                return self.model(self.torch.from_numpy(pixels)).numpy()
 
         return run
 
@@ -76,45 +52,56 @@ class Script(Torch):
     """Traced and frozen: BatchNorm is folded."""
 
     def prepare(self, model, batch):
-        example = torch.zeros((batch, SIDE, SIDE, 3), dtype=torch.uint8)
-        return torch.jit.freeze(torch.jit.trace(model, example))
+        example = self.torch.zeros((batch, SIDE, SIDE, 3), dtype=self.torch.uint8)
+        # The gate compares the answers, so the trace need not be run three times to do it.
+        return self.torch.jit.freeze(self.torch.jit.trace(model, example, check_trace=False))
 
 
 class Compiled(Torch):
-    """torch.compile for this batch size, with the weights as constants."""
+    """torch.compile for each batch size, with the weights as constants."""
+
+    def __init__(self):
+        self.compiled = {}
 
     def prepare(self, model, batch):
+        # Compiling takes half a minute: the gate's batch size is needed twice.
+        return self.compiled.setdefault((model.kind, batch), self.compile(model))
+
+    def compile(self, model):
+        import torch._dynamo as dynamo
         import torch._inductor.config as inductor
 
+        stand_in()
         inductor.freezing = True
-        torch._dynamo.reset()
-        return torch.compile(model, dynamic=False)
+        dynamo.config.recompile_limit = 32
+        # It would compute without compiling, and say nothing.
+        dynamo.config.fail_on_recompile_limit_hit = True
+        return self.torch.compile(model, dynamic=False)
 
 
-def exported(weights, batch):
-    """The network as ONNX, for this batch size."""
-    folder = tempfile.TemporaryDirectory(prefix="ghostwatch-bench.")
-    path = pathlib.Path(folder.name) / "network.onnx"
-    example = torch.zeros((batch, SIDE, SIDE, 3), dtype=torch.uint8)
-    with torch.no_grad():
-        torch.onnx.export(network(weights, "fp32"), (example,), path, opset_version=17, dynamo=False)
-    return folder, str(path)
+def stand_in():
+    """torch.compile asks whether values are of a class of PyTorch's own tests, which
+    `torch_without_cuda.py` leaves out. No value is."""
+    for name in ("torch.testing._internal.distributed", "torch.testing._internal.distributed.fake_pg"):
+        sys.modules.setdefault(name, types.ModuleType(name))
+    fake = sys.modules["torch.testing._internal.distributed.fake_pg"]
+    if not hasattr(fake, "FakeProcessGroup"):
+        fake.FakeProcessGroup = type("FakeProcessGroup", (), {})
 
 
 class Onnx:
     """ONNX Runtime, one session per lane."""
 
-    def load(self, weights, batch, precision, lanes):
+    def load(self, files, batch, precision, lanes):
         import onnxruntime
 
         if precision != "fp32":
             raise ValueError("the CPU provider has no bf16 convolution")
-        folder, path = exported(weights, batch)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = max(1, CORES // lanes)
-        with folder:
-            self.sessions = [onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-                             for _ in range(lanes)]
+        self.sessions = [
+            onnxruntime.InferenceSession(files.exported(batch), options, providers=["CPUExecutionProvider"])
+            for _ in range(lanes)]
         self.taken = 0
 
     def lane(self):
@@ -130,17 +117,15 @@ class Openvino:
     def __init__(self, hint):
         self.hint = hint
 
-    def load(self, weights, batch, precision, _lanes):
+    def load(self, files, batch, precision, _lanes):
         import openvino
 
-        folder, path = exported(weights, batch)
         core = openvino.Core()
         if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise ValueError("this CPU has no bf16 for OpenVINO")
-        with folder:
-            self.model = core.compile_model(core.read_model(path), "CPU", {
-                "PERFORMANCE_HINT": self.hint,
-                "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision]})
+        self.model = core.compile_model(core.read_model(files.exported(batch)), "CPU", {
+            "PERFORMANCE_HINT": self.hint,
+            "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision]})
 
     def lane(self):
         request = self.model.create_infer_request()
@@ -171,6 +156,19 @@ PEERS = {
 }
 
 
+class Files:
+    """Where the network is."""
+
+    def __init__(self, weights, folder):
+        self.weights, self.folder = weights, pathlib.Path(folder)
+
+    def exported(self, batch):
+        path = self.folder / f"network-{batch}.onnx"
+        if not path.exists():
+            raise FileNotFoundError(f"the network was not exported to {path.name}")
+        return str(path)
+
+
 def forever(pictures, batch):
     """Batches, over and over; a peer compiled for a size gets no other."""
     while True:
@@ -179,59 +177,80 @@ def forever(pictures, batch):
 
 
 class Worker:
-    def __init__(self, peer, weights, pictures):
-        self.peer, self.weights = peer, weights
+    def __init__(self, peer, files, pictures):
+        self.peer, self.files = peer, files
         self.pictures = np.fromfile(pictures, np.uint8).reshape(-1, SIDE, SIDE, 3)
 
     def load(self, batch, precision, lanes):
         self.batch, self.lanes = int(batch), int(lanes)
-        self.peer.load(self.weights, self.batch, precision, self.lanes)
+        self.peer.load(self.files, self.batch, precision, self.lanes)
         # TorchScript compiles at its first calls.
         return self.run("0", warm=3)
 
     def answer(self, file):
-        lane, rows = self.peer.lane(), []
-        count = len(self.pictures)
-        for at in range(0, count, self.batch):
-            part = self.pictures[at:at + self.batch]
-            whole = np.concatenate([part, np.zeros_like(self.pictures[:self.batch - len(part)])])
-            rows.append(lane(whole)[:len(part)])
-        np.concatenate(rows).astype(np.float32).tofile(file)
-        return str(count)
+        starts = range(0, len(self.pictures), self.batch)
+        rows = [None] * len(starts)
+
+        def one(number):
+            lane = self.peer.lane()
+            for index in range(number, len(starts), self.lanes):
+                part = self.pictures[starts[index]:starts[index] + self.batch]
+                rest = np.zeros_like(self.pictures[:self.batch - len(part)])
+                rows[index] = np.array(lane(np.concatenate([part, rest]))[:len(part)], np.float32)
+
+        self.on_lanes(one)
+        np.concatenate(rows).tofile(file)
+        return str(len(self.pictures))
 
     def run(self, seconds, warm=1):
         seconds = float(seconds)
         if hasattr(self.peer, "run_all") and self.peer.hint == "THROUGHPUT":
             done, took = self.peer.run_all(forever(self.pictures, self.batch), seconds)
             return f"{done} {took:.6f}"
-        together, results = threading.Barrier(self.lanes), []
+        together = threading.Barrier(self.lanes)
 
-        def one():
-            lane, batches = self.peer.lane(), forever(self.pictures, self.batch)
-
-            def step():
-                return len(lane(next(batches)))
-
-            for _ in range(warm):
-                step()
+        def one(_number):
+            try:
+                lane, batches = self.peer.lane(), forever(self.pictures, self.batch)
+                for _ in range(warm):
+                    lane(next(batches))
+            except BaseException:
+                together.abort()
+                raise
             together.wait()
             start, done = time.perf_counter(), 0
             while time.perf_counter() - start < seconds:
-                done += step()
-            results.append((done, time.perf_counter() - start))
+                done += len(lane(next(batches)))
+            return done, time.perf_counter() - start
 
-        threads = [threading.Thread(target=one) for _ in range(self.lanes)]
+        results = self.on_lanes(one)
+        return f"{sum(it[0] for it in results)} {max(it[1] for it in results):.6f}"
+
+    def on_lanes(self, work):
+        """What `work` gives on each lane's thread; the first reason if one fails."""
+        results, reasons = [], []
+
+        def one(number):
+            try:
+                results.append(work(number))
+            except Exception as error:
+                reasons.append(error)
+
+        threads = [threading.Thread(target=one, args=(it,)) for it in range(self.lanes)]
         for it in threads:
             it.start()
         for it in threads:
             it.join()
-        if len(results) != self.lanes:
-            raise RuntimeError("a lane has failed")
-        return f"{sum(it[0] for it in results)} {max(it[1] for it in results):.6f}"
+        # The other lanes only say that one of them did not come.
+        reasons.sort(key=lambda it: isinstance(it, threading.BrokenBarrierError))
+        if reasons:
+            raise reasons[0]
+        return results
 
 
 def main():
-    worker = Worker(PEERS[sys.argv[1]](), sys.argv[2], sys.argv[3])
+    name, weights, pictures, exported = sys.argv[1:]
+    worker = Worker(PEERS[name](), Files(weights, exported), pictures)
     # Libraries write to standard output; the answers must be alone there.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
@@ -240,7 +259,8 @@ def main():
         try:
             answers.write(f"ok {getattr(worker, order)(*arguments)}\n")
         except Exception as error:
-            answers.write(f"error {type(error).__name__}: {' '.join(str(error).split())[:300]}\n")
+            reason = " ".join(str(error).split())[:300]
+            answers.write(f"error {type(error).__name__}: {reason}\n")
 
 
 if __name__ == "__main__":

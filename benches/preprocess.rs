@@ -2,9 +2,10 @@
 //!
 //! `benches/preprocess.py` runs this beside Pillow and torchvision. Each line is the picture, the
 //! median and the tenth percentile in milliseconds. Frames take turns, so that a picture's bytes
-//! come from memory as they do behind a decoder.
+//! come from memory as they do behind a decoder. With arguments only the lines that begin like one
+//! of them: `1920x1080`, or `"1280x720 I420"`.
 
-use std::{hint::black_box, time::Instant};
+use std::{env, hint::black_box, time::Instant};
 
 use ghostwatch::{
     frame::{Colour, Layout, Matrix, Picture, Planes, Siting},
@@ -53,11 +54,17 @@ fn picture(layout: Layout, width: usize, height: usize, seed: u32) -> Picture {
 }
 
 fn main() {
+    let wanted: Vec<String> = env::args().skip(1).filter(|it| it != "--bench").collect();
     let geometry = Geometry { resize: 256, crop: 224 };
     let mut preprocessor = Preprocessor::new(geometry);
     let mut out = vec![0; geometry.bytes()];
     for (width, height) in [(640, 360), (1280, 720), (1920, 1080), (3840, 2160)] {
         for layout in [Layout::I420, Layout::Nv12, Layout::Rgb, Layout::Gray8] {
+            let name = format!("{width}x{height} {layout:?}");
+            let chosen = wanted.is_empty() || wanted.iter().any(|it| name.starts_with(it.as_str()));
+            if !chosen {
+                continue;
+            }
             let frames: Vec<Picture> =
                 (1..=FRAMES).map(|it| picture(layout, width, height, it as u32)).collect();
             let mut times: Vec<f64> = (0..FRAMES * 25)
@@ -70,7 +77,7 @@ fn main() {
                 .collect();
             times.sort_by(f64::total_cmp);
             let (median, tenth) = (times[times.len() / 2], times[times.len() / 10]);
-            println!("{width}x{height} {layout:?} {median:.3} {tenth:.3}");
+            println!("{name} {median:.3} {tenth:.3}");
         }
     }
 }

@@ -1,22 +1,25 @@
 """From a file to labels: peers, and ghostwatch, each in a process of its own.
 
-    videos.py loop|pipeline FILE WEIGHTS OUT      a peer; writes a line of JSON per frame to OUT
+    videos.py loop FILE WEIGHTS OUT FRAMES        a peer; writes a line of JSON per frame to OUT
+    videos.py pipeline FILE NETWORK OUT           the same with the network as ONNX
 
 `loop` is what most people write: OpenCV decodes, Pillow and torchvision prepare, PyTorch computes
 one picture at a time. `pipeline` is what a careful team would: GStreamer decodes and scales on
 threads of its own, OpenVINO takes batches of 8, asynchronously, with its throughput hint, and
 normalises in the network. Time counts from the first label to the last, as with ghostwatch, so
-that nobody's start counts.
+that nobody's start counts. L2 and L3 of the bench use them (files.py).
 """
 
 import datetime
 import json
+import os
 import pathlib
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
+
+from measure import FOLDER, PYTHON, WEIGHTS, Failed, run
 
 SIDE = 224
 BATCH = 8
@@ -47,22 +50,22 @@ class Labels:
         print(json.dumps({"frames": self.frames, "seconds": self.last - self.first}))
 
 
-def loop(clip, weights, out):
+def loop(clip, weights, out, frames):
     import cv2
     import torch
     from PIL import Image
     from torchvision import transforms
 
-    import peers
+    import torch_network
 
-    model = peers.network(weights, "fp32").network
+    model = torch_network.network(weights, "fp32").network
     prepare = transforms.Compose([
         transforms.Resize(256), transforms.CenterCrop(SIDE), transforms.ToTensor(),
-        transforms.Normalize(peers.MEAN, peers.STD)])
+        transforms.Normalize(torch_network.MEAN, torch_network.STD)])
     labels, video = Labels(out), cv2.VideoCapture(clip)
     with torch.inference_mode():
         model(torch.zeros(1, 3, SIDE, SIDE))
-        while True:
+        while labels.frames < int(frames):
             found, frame = video.read()
             if not found:
                 break
@@ -71,20 +74,19 @@ def loop(clip, weights, out):
     labels.report()
 
 
-def pipeline(clip, weights, out):
+def pipeline(clip, exported, out):
     import gi
     import numpy as np
+    import openvino
 
     gi.require_version("Gst", "1.0")
     gi.require_version("GstApp", "1.0")
     from gi.repository import Gst, GstApp  # noqa: F401
-    import openvino
 
-    import peers
-
-    peer = peers.Openvino("THROUGHPUT")
-    peer.load(weights, BATCH, "fp32", 1)
-    labels, queue = Labels(out), openvino.AsyncInferQueue(peer.model)
+    core = openvino.Core()
+    model = core.compile_model(core.read_model(exported), "CPU", {
+        "PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": "f32"})
+    labels, queue = Labels(out), openvino.AsyncInferQueue(model)
 
     def done(request, data):
         # OpenVINO calls this while it holds Python's lock, one at a time.
@@ -94,20 +96,18 @@ def pipeline(clip, weights, out):
 
     queue.set_callback(done)
     Gst.init(None)
-    width, height = size_of(clip)
-    # What Resize(256) and CenterCrop(224) keep, cut out before it is scaled.
-    side = min(width, height) * SIDE // 256
-    left, top = (width - side) // 2, (height - side) // 2
-    pipe = Gst.parse_launch(
-        f"filesrc location={clip} ! qtdemux ! h264parse ! avdec_h264 ! queue max-size-buffers=8"
-        f" ! videocrop left={left} right={width - side - left} top={top} bottom={height - side - top}"
-        f" ! videoscale ! video/x-raw,width={SIDE},height={SIDE} ! videoconvert"
-        " ! video/x-raw,format=RGB ! appsink name=out sync=false max-buffers=16")
+    pipe = Gst.parse_launch(described(clip))
     sink = pipe.get_by_name("out")
     pipe.set_state(Gst.State.PLAYING)
     batch, filled, sent = np.empty((BATCH, SIDE, SIDE, 3), np.uint8), 0, 0
     while True:
-        sample = sink.try_pull_sample(10 * Gst.SECOND)
+        sample = sink.emit("try-pull-sample", Gst.SECOND)
+        if sample is None and not sink.get_property("eos"):
+            # On a busy machine a frame may take its time.
+            error = pipe.get_bus().pop_filtered(Gst.MessageType.ERROR)
+            if error is not None:
+                sys.exit(f"GStreamer: {error.parse_error()}")
+            continue
         if sample is not None:
             buffer = sample.get_buffer()
             taken, view = buffer.map(Gst.MapFlags.READ)
@@ -125,27 +125,38 @@ def pipeline(clip, weights, out):
     labels.report()
 
 
+def described(clip):
+    """What Resize(256) and CenterCrop(224) keep, cut out before it is scaled."""
+    width, height = size_of(clip)
+    side = min(width, height) * SIDE // 256
+    left, top = (width - side) // 2, (height - side) // 2
+    return (f"filesrc location={clip} ! qtdemux ! h264parse ! avdec_h264 ! queue max-size-buffers=8"
+            f" ! videocrop left={left} right={width - side - left} top={top} bottom={height - side - top}"
+            f" ! videoscale ! video/x-raw,width={SIDE},height={SIDE} ! videoconvert"
+            " ! video/x-raw,format=RGB ! appsink name=out sync=false max-buffers=16")
+
+
 def size_of(clip):
-    command = ["ffprobe", "-v", "error", "-select_streams", "v", "-show_entries", "stream=width,height",
-               "-of", "csv=p=0", clip]
-    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    text = run(["ffprobe", "-v", "error", "-select_streams", "v", "-show_entries", "stream=width,height",
+                "-of", "csv=p=0", clip])
     return tuple(int(it) for it in text.strip().split(","))
 
 
-PEERS = {"Python loop": "loop", "GStreamer + OpenVINO": "pipeline"}
+LOOP = "Python loop"
+PIPELINE = "GStreamer + OpenVINO"
 
 
-def peer(name, clip, python, weights, folder, env):
-    """Runs a peer; frames a second, and its first labels."""
-    out = folder / "labels.ndjson"
-    text = subprocess.run([python, __file__, PEERS[name], clip, weights, out], check=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env).stdout
-    report = json.loads(text.splitlines()[-1])
+def peer(name, clip, frames):
+    """Runs a peer; frames a second, and its first labels. Only the loop ends after `frames`."""
+    out = FOLDER / "labels.ndjson"
+    kind = {LOOP: ["loop", clip, WEIGHTS, out, frames],
+            PIPELINE: ["pipeline", clip, FOLDER / f"network-{BATCH}.onnx", out]}[name]
+    report = json.loads(run([PYTHON, __file__, *kind]).splitlines()[-1])
     rows = sorted(map(json.loads, out.read_text(encoding="utf-8").splitlines()), key=lambda it: it["frame"])
     return (report["frames"] - 1) / report["seconds"], [it["top"][0]["label_id"] for it in rows]
 
 
-def configuration(folder, streams, weights, device, http):
+def configuration(folder, streams, device, http):
     """A configuration of the daemon with everything in one folder; streams are lines of YAML."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -154,7 +165,7 @@ def configuration(folder, streams, weights, device, http):
     path.write_text(f"""version: 1
 streams:
 {lines}
-model: {{weights: "{weights}", resize: 256, input: {SIDE}}}
+model: {{weights: "{WEIGHTS}", resize: 256, input: {SIDE}}}
 device: {{use: {device}}}
 journal: {{path: "{folder}/journal.db", retain: {{bytes: 2GiB, keep_free: 0B}}}}
 http: {{listen: "{http}"}}
@@ -165,8 +176,7 @@ log: {{level: warn}}
 
 def events(ghostwatch, config):
     """Every frame's event in the journal."""
-    command = [ghostwatch, "--config", config, "tail", "--from", "earliest", "--format", "ndjson"]
-    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    text = run([ghostwatch, "--config", config, "tail", "--from", "earliest", "--format", "ndjson"])
     rows = map(json.loads, text.splitlines())
     return [it["data"] for it in rows if it["type"] == "io.ghostwatch.frame.classified.v1"]
 
@@ -177,26 +187,23 @@ def labelled_at(event):
     return ingest.timestamp() + event["latency_us"]["total"] / 1e6
 
 
-def ours(clip, ghostwatch, weights, device, env):
+def ours(clip, frames, ghostwatch, device):
     """The daemon reads the file once; frames a second, and its first labels."""
     with tempfile.TemporaryDirectory(prefix="ghostwatch-bench.") as folder:
-        config = configuration(pathlib.Path(folder) / "it", {"clip": f'url: "{clip}"'}, weights, device,
-                               "127.0.0.1:0")
-        subprocess.run([ghostwatch, "--config", config, "run", "--once"], check=True, env=env,
-                       capture_output=True)
+        config = configuration(pathlib.Path(folder) / "it", {"clip": f'url: "{clip}"'}, device, "127.0.0.1:0")
+        run([ghostwatch, "--config", config, "run", "--once"])
         rows = sorted(events(ghostwatch, config), key=lambda it: it["frame"])
+    if len(rows) != frames:
+        raise Failed(f"it labelled {len(rows)} of {frames} frames")
     times = [labelled_at(it) for it in rows]
     return (len(rows) - 1) / (max(times) - min(times)), [it["top"][0]["label_id"] for it in rows]
 
 
 def decode(clip):
     """Decoding with nothing behind it: milliseconds of one core for the whole file, and seconds."""
-    import os
-
-    command = ["gst-launch-1.0", "-q", "filesrc", f"location={clip}", "!", "qtdemux", "!", "h264parse",
-               "!", "avdec_h264", "max-threads=1", "!", "fakesink", "sync=false"]
     before, start = os.times(), time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    run(["gst-launch-1.0", "-q", "filesrc", f"location={clip}", "!", "qtdemux", "!", "h264parse",
+         "!", "avdec_h264", "max-threads=1", "!", "fakesink", "sync=false"])
     took, after = time.perf_counter() - start, os.times()
     used = after.children_user + after.children_system - before.children_user - before.children_system
     return used * 1e3, took
