@@ -1,11 +1,12 @@
-//! Lets the binary and the tests find libtorch without `LD_LIBRARY_PATH`.
+//! Lets the binary and the tests find libtorch, if they need it, without `LD_LIBRARY_PATH`.
 
 use std::{env, fs, path::PathBuf};
 
 fn main() {
     println!("cargo:rerun-if-env-changed=LIBTORCH");
     println!("cargo:rerun-if-changed=build.rs");
-    let Some(libtorch) = env::var_os("LIBTORCH").map(PathBuf::from) else {
+    let wanted = env::var_os("CARGO_FEATURE_LIBTORCH").and(env::var_os("LIBTORCH"));
+    let Some(libtorch) = wanted.map(PathBuf::from) else {
         return;
     };
     // The link in the checkout may move with it; the cache behind it does not.

@@ -40,7 +40,7 @@ use crate::{
         device::GpuStatus,
         engine::Engine,
         load::{self, Choice, Loaded},
-        wanted::{Use, Wanted},
+        wanted::Wanted,
     },
     journal::{
         side::{self, Side},
@@ -129,10 +129,7 @@ pub fn run(plan: Plan, options: Options) -> anyhow::Result<()> {
     let beside = |kind| Side::new(&plan.journal.path, kind, known);
     let (crashes, report) = crashes(&beside(side::CRASHES), &plan);
     let holds = Holds::open(beside(side::HELD)).context("the list of disabled streams")?;
-    let gpu = match plan.device.device {
-        Use::Cpu | Use::Native => GpuStatus::Absent,
-        _ => GpuStatus::find(plan.device.cuda.as_deref()),
-    };
+    let gpu = GpuStatus::find(plan.device.device, plan.device.cuda.as_deref());
     let loaded = load_model(&plan, &gpu)?;
     let observer = Observer::new(&loaded, lanes(&plan, &loaded), &gpu);
     let _http = serve(&plan, &observer)?;
@@ -234,6 +231,7 @@ fn load_model(plan: &Plan, gpu: &GpuStatus) -> anyhow::Result<Loaded> {
     }
     tracing::info!(
         device = loaded.engine.device(),
+        engine = loaded.engine.name(),
         precision = loaded.engine.precision().name(),
         error = loaded.agreement.max_error,
         "the golden self-test agrees with {}",

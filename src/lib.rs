@@ -1,5 +1,8 @@
 #![doc = include_str!("ARCHITECTURE.md")]
 
+#[cfg(not(any(feature = "libtorch", feature = "native")))]
+compile_error!("nothing would compute the network: enable the feature `libtorch` or `native`");
+
 // In reading order: what flows, how it flows, then the stages one by one, then what runs them.
 pub mod frame;
 pub mod jitter;

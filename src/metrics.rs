@@ -52,7 +52,7 @@ pub struct BuildInfo<'a> {
     pub version: &'a str,
     /// The commit it was built from.
     pub revision: &'a str,
-    /// Version of libtorch.
+    /// Version of libtorch; `none` without it.
     pub torch: &'a str,
     /// Version of GStreamer.
     pub gstreamer: &'a str,
@@ -69,6 +69,8 @@ pub struct ModelInfo<'a> {
     pub precision: &'a str,
     /// Where it runs.
     pub device: &'a str,
+    /// What computes it: `libtorch`, `native`.
+    pub engine: &'a str,
 }
 
 /// All metrics of one daemon.
@@ -148,7 +150,7 @@ impl Metrics {
             model_info: register(&r, gauges(
                 "model_info",
                 "The model that classifies; always 1.",
-                &["name", "weights", "precision", "device"],
+                &["name", "weights", "precision", "device", "engine"],
             )),
             frame_latency: register(&r, histograms(
                 "frame_latency_seconds",
@@ -234,7 +236,7 @@ impl Metrics {
 
     /// Says what classifies from now on.
     pub fn set_model_info(&self, info: ModelInfo) {
-        let labels = [info.name, info.weights, info.precision, info.device];
+        let labels = [info.name, info.weights, info.precision, info.device, info.engine];
         self.model_info.reset();
         self.model_info.with_label_values(&labels).set(1);
     }

@@ -38,7 +38,7 @@ use crate::{
 const STUCK_AFTER: Duration = Duration::from_secs(10);
 
 /// The version of libtorch that this is built for.
-pub const TORCH: &str = "2.11.0";
+pub const TORCH: &str = if cfg!(feature = "libtorch") { "2.11.0" } else { "none" };
 
 /// Listens to the stages.
 pub struct Observer {
@@ -73,6 +73,7 @@ impl Observer {
             weights: &loaded.sha256[..12],
             precision: loaded.engine.precision().name(),
             device: &loaded.engine.device(),
+            engine: loaded.engine.name(),
         });
         let by = &loaded.golden.reference.by;
         metrics.selftest(loaded.passes(), loaded.agreement.max_error);

@@ -74,10 +74,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let choice =
         Choice { weights: args.weights.clone(), labels: args.labels.clone(), ..Choice::default() };
     let wanted = Wanted { device: args.device, precision: None, max_batch: BATCH, buckets: None };
-    let gpu = match args.device {
-        Use::Cpu | Use::Native => GpuStatus::Absent,
-        Use::Auto | Use::Cuda(_) => GpuStatus::find(None),
-    };
+    let gpu = GpuStatus::find(args.device, None);
     let loaded = load::load(&choice, &wanted, &gpu)?;
     if !loaded.passes() {
         bail!("the golden self-test failed: {:?}", loaded.agreement);

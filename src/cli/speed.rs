@@ -1,5 +1,5 @@
 //! `ghostwatch speed`: what the network's device gives, by batch size, and how its answers compare
-//! with those of the CPU.
+//! with those of libtorch on the CPU.
 //!
 //! From bytes to logits, so with the way to a GPU and back. Not here: decoding, preprocess, the journal.
 
@@ -53,10 +53,7 @@ const COMPARED: usize = 64;
 /// The device or the checkpoint cannot be used.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     // Before all else that calls libtorch.
-    let gpu = match args.device {
-        Use::Cpu | Use::Native => GpuStatus::Absent,
-        Use::Auto | Use::Cuda(_) => GpuStatus::find(None),
-    };
+    let gpu = GpuStatus::find(args.device, None);
     let choice = Choice { weights: args.weights.clone(), ..Choice::default() };
     let most = args.batches.iter().max().copied().map_or(1, usize::from);
     let wanted = |device, precision| Wanted { device, precision, max_batch: most, buckets: None };
@@ -66,7 +63,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     let side = loaded.golden.geometry.crop;
     let mut engine = loaded.engine;
-    let exact = load::load(&choice, &wanted(Use::Cpu, Some(Precision::Fp32)), &gpu)?;
+    // The reference, if this build has it.
+    let other = if Use::Cpu.lacks().is_none() { Use::Cpu } else { Use::Native };
+    let exact = load::load(&choice, &wanted(other, Some(Precision::Fp32)), &gpu)?;
     let pictures: Vec<_> = (0..COMPARED.max(most)).map(|it| picture(it, side)).collect();
     let batch: Vec<&[u8]> = pictures.iter().map(Vec::as_slice).collect();
     let mut reference = exact.engine;
@@ -80,9 +79,11 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     let report = json!({
         "device": engine.device(),
+        "engine": engine.name(),
         "precision": engine.precision().name(),
         "note": engine.note(),
         "compared": COMPARED,
+        "compared_with": reference.name(),
         "max_error": agreement.max_error,
         "same_top1": agreement.same_top1,
         "batches": rows,

@@ -8,7 +8,8 @@ use std::{
 use crate::{
     cli::Exit,
     infer::{
-        device::{Engine, GpuStatus, Network},
+        device::{GpuStatus, Network},
+        engine::Engine,
         load::{self, Choice},
         plan::{self, Config},
         selftest::Reference,
@@ -124,8 +125,9 @@ fn finish(checkpoint: &mut Checkpoint) -> Result<(), Box<dyn std::error::Error +
     Ok(())
 }
 
+/// As the daemon computes it where there is no GPU.
 fn cpu() -> Wanted {
-    Wanted { device: Use::Cpu, precision: Some(Precision::Fp32), max_batch: 4, buckets: None }
+    Wanted { device: Use::Auto, precision: Some(Precision::Fp32), max_batch: 4, buckets: None }
 }
 
 fn inspect(file: &Path) -> anyhow::Result<()> {

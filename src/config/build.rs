@@ -169,6 +169,10 @@ impl Builder<'_> {
                 Use::Auto
             }
         };
+        if let Some(lacks) = device.lacks() {
+            let problem = it.problem("use", format!("{} cannot be used", it.quoted("use")));
+            self.problems.push(problem.allowed(lacks));
+        }
         DevicePlan {
             device,
             precision: match it.word("precision").expect(DEFAULT) {

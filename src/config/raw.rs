@@ -294,8 +294,8 @@ const DEVICE: &[Field] = &[
         "use",
         Text(16),
         Yaml("auto"),
-        "auto (the GPU if it works, else the CPU), cpu, native (the CPU with an engine of our own), \
-         or cuda:N.",
+        "auto (the GPU if it works, else native), native (the CPU with our own engine), cpu (the CPU \
+         with libtorch), or cuda:N. A build without libtorch has auto and native.",
     ),
     field(
         "precision",

@@ -1,28 +1,20 @@
-//! The network on a device: CPU or CUDA, precision, batch buckets, warm-up.
-//!
-//! Takes model inputs as bytes and gives logits. With `ghostnet.rs`, `fused.rs` and `onednn.rs` the
-//! only place that says `tch`. Not here: when a batch is closed, and which thread runs which [`Engine`].
+//! Which device computes the network, and with which engine: from what was asked for to what is
+//! there and what this build has. Says nothing to libtorch itself: that is `libtorch.rs`.
 
-use std::{cell::Cell, collections::BTreeMap, path::Path, sync::Once};
+use std::{collections::BTreeMap, path::Path};
 
-use anyhow::{Context, anyhow, bail, ensure};
-use tch::{Device, Kind, TchError, Tensor};
+use anyhow::{anyhow, bail, ensure};
 
 use crate::infer::{
-    Model,
-    ghostnet::GhostNet,
-    gpu::{self, Found},
-    input::{Input, Normal},
     plan::Config,
-    selftest,
-    wanted::{Precision, Use, Wanted, has_bf16},
+    wanted::{Precision, Use, Wanted},
     weights,
 };
 
 /// What there is to say about the machine's NVIDIA GPUs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum GpuStatus {
-    /// There is none.
+    /// There is none, or none that this build could use.
     Absent,
     /// One is there, but cannot be used, for this reason.
     Unusable(String),
@@ -31,38 +23,38 @@ pub enum GpuStatus {
 }
 
 impl GpuStatus {
-    /// Looks for a GPU and loads the CUDA libraries if there is one: from `configured`, from
-    /// `$GHOSTWATCH_CUDA` or from `cuda` beside the binary. Must come before all else that calls
-    /// libtorch, which looks for CUDA once, at its first use.
-    pub fn find(configured: Option<&Path>) -> GpuStatus {
-        let set = match gpu::find(Path::new("/"), &gpu::places(configured)) {
-            Found::Nothing => return GpuStatus::Absent,
-            Found::Unusable(reason) => return GpuStatus::Unusable(reason),
-            Found::Set(set) => set,
-        };
-        match gpu::load(&set).and_then(|()| probe().map_err(|it| format!("{it:#}"))) {
-            Ok(count) => GpuStatus::Ready(count),
-            Err(reason) => GpuStatus::Unusable(reason),
+    /// Looks for a GPU, unless none is wanted, and loads the CUDA libraries if there is one: from
+    /// `configured`, from `$GHOSTWATCH_CUDA` or from `cuda` beside the binary. Must come before all
+    /// else that calls libtorch, which looks for CUDA once, at its first use.
+    pub fn find(wanted: Use, configured: Option<&Path>) -> GpuStatus {
+        match wanted {
+            Use::Cpu | Use::Native => GpuStatus::Absent,
+            Use::Auto | Use::Cuda(_) => look(configured),
         }
     }
 }
 
-/// How many GPUs there are, after one convolution on the first of them.
-fn probe() -> anyhow::Result<usize> {
-    let count = usize::try_from(tch::Cuda::device_count()).unwrap_or(0);
-    ensure!(
-        0 < count && tch::Cuda::is_available(),
-        "libtorch finds no usable device: the driver may be older than CUDA 13 needs (580)"
-    );
-    let convolve = || {
-        let x = Tensor::f_ones([1, 8, 8, 8], (Kind::Float, Device::Cuda(0)))?;
-        let weight = Tensor::f_ones([8, 8, 1, 1], (Kind::Float, Device::Cuda(0)))?;
-        x.f_conv2d(&weight, None::<Tensor>, [1, 1], [0, 0], [1, 1], 1)?.f_sum(Kind::Float)
+#[cfg(feature = "libtorch")]
+fn look(configured: Option<&Path>) -> GpuStatus {
+    use crate::infer::{
+        gpu::{self, Found},
+        libtorch,
     };
-    let sum = convolve().and_then(|it| it.f_double_value(&[])).map_err(said);
-    let sum = sum.context("a convolution on the first device failed")?;
-    ensure!(sum == 4096.0, "a convolution on the first device gives {sum}, not 4096");
-    Ok(count)
+    let set = match gpu::find(Path::new("/"), &gpu::places(configured)) {
+        Found::Nothing => return GpuStatus::Absent,
+        Found::Unusable(reason) => return GpuStatus::Unusable(reason),
+        Found::Set(set) => set,
+    };
+    match gpu::load(&set).and_then(|()| libtorch::probe().map_err(|it| format!("{it:#}"))) {
+        Ok(count) => GpuStatus::Ready(count),
+        Err(reason) => GpuStatus::Unusable(reason),
+    }
+}
+
+/// Without libtorch no GPU can be used, and whoever chose such a build knows it.
+#[cfg(not(feature = "libtorch"))]
+fn look(_configured: Option<&Path>) -> GpuStatus {
+    GpuStatus::Absent
 }
 
 /// A network to be put on a device.
@@ -79,196 +71,29 @@ pub struct Network<'a> {
     pub std: [f32; 3],
 }
 
-/// The network on a device, for one thread. Lanes on other threads share its weights.
-pub struct Engine {
-    network: GhostNet,
-    device: Device,
-    precision: Precision,
-    /// What the user should know about the precision.
-    note: Option<String>,
-    side: usize,
-    max_batch: usize,
-    /// The sizes to which batches are padded, in increasing order; the last is `max_batch`.
-    buckets: Vec<usize>,
-    input: Input,
+/// Where the network is computed, and with what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Device {
+    /// The CPU, with the engine of our own.
+    Native,
+    /// The CPU, with libtorch.
+    Cpu,
+    /// This GPU, with libtorch.
+    Cuda(usize),
 }
 
-impl Engine {
-    /// Puts the network on the device and chooses the precision. Not warmed up: that belongs on the
-    /// thread that will use it.
-    ///
-    /// # Errors
-    /// The parameters do not fit the network, the device cannot be used, or a wanted precision
-    /// gives other first labels than f32 on the self-test's pictures.
-    pub fn start(network: &Network, wanted: &Wanted, gpu: &GpuStatus) -> anyhow::Result<Engine> {
-        ensure!(0 < wanted.max_batch, "the largest batch is 0, it must be at least 1");
-        one_thread();
-        let device = choose(wanted.device, gpu)?;
-        let buckets = wanted.buckets.clone().unwrap_or_else(|| sizes(device, wanted.max_batch));
-        let build = |device, precision| Engine::build(network, device, precision, &buckets);
-        match (device, wanted.precision) {
-            (_, Some(Precision::Fp32)) | (Device::Cpu, None) => build(device, Precision::Fp32),
-            (Device::Cpu, Some(Precision::Fp16)) => {
-                bail!("fp16 is for GPUs: on the CPU use fp32 or bf16");
-            }
-            (_, preferred) => {
-                let precision = preferred.unwrap_or(Precision::Fp16);
-                // Small: it sees the self-test's pictures once and goes.
-                let mut exact = Engine::build(network, Device::Cpu, Precision::Fp32, &[1])?;
-                let mut lower = build(device, precision)?;
-                match (disagreement(&mut exact, &mut lower)?, preferred) {
-                    (None, _) => Ok(Engine { note: emulated(device, precision), ..lower }),
-                    (Some(reason), Some(_)) => bail!("{reason}; use fp32"),
-                    (Some(reason), None) => {
-                        Ok(Engine { note: Some(reason), ..build(device, Precision::Fp32)? })
-                    }
-                }
-            }
-        }
+/// What is there and fits best.
+///
+/// # Errors
+/// What was asked for is not there, or this build lacks what it needs.
+pub(super) fn choose(wanted: &Wanted, gpu: &GpuStatus) -> anyhow::Result<Device> {
+    if let Some(lacks) = wanted.device.lacks() {
+        bail!("device {} cannot be used: {lacks}", wanted.device);
     }
-
-    fn build(
-        network: &Network,
-        device: Device,
-        precision: Precision,
-        buckets: &[usize],
-    ) -> anyhow::Result<Engine> {
-        let _guard = tch::no_grad_guard();
-        let max_batch = *buckets.last().expect("there is a largest batch");
-        let normal = Normal::new(network.mean, network.std);
-        let kind = kind(precision);
-        let input = Input::new(device, kind, (max_batch, network.side), normal)?;
-        Ok(Engine {
-            network: GhostNet::new(network.tensors, &network.config, network.side, device, kind)?,
-            device,
-            precision,
-            note: None,
-            side: network.side,
-            max_batch,
-            buckets: buckets.to_vec(),
-            input,
-        })
-    }
-
-    /// The same network for another thread: the weights are shared, the input buffer is not.
-    ///
-    /// # Errors
-    /// Out of memory.
-    pub fn lane(&self) -> anyhow::Result<Engine> {
-        Ok(Engine {
-            network: self.network.share(),
-            device: self.device,
-            precision: self.precision,
-            note: self.note.clone(),
-            side: self.side,
-            max_batch: self.max_batch,
-            buckets: self.buckets.clone(),
-            input: self.input.another()?,
-        })
-    }
-
-    /// The device's name: `cpu`, `cuda:0`.
-    pub fn device(&self) -> String {
-        match self.device {
-            Device::Cuda(index) => format!("cuda:{index}"),
-            _ => "cpu".into(),
-        }
-    }
-
-    /// The precision in force.
-    pub fn precision(&self) -> Precision {
-        self.precision
-    }
-
-    /// What the user should know about the precision: why `auto` did not choose half precision on
-    /// a GPU, or that the CPU has no instructions for the one asked for.
-    pub fn note(&self) -> Option<&str> {
-        self.note.as_deref()
-    }
-
-    /// The largest error of the self-test that is still good, see [`selftest::Agreement`]. Measured
-    /// on the shipped checkpoint on an AVX2 CPU: 3e-7 in f32, 6e-3 in bf16; the rest is room for
-    /// other CPUs. Not measured on a GPU: cuDNN multiplies f32 with 10 bits of mantissa (TF32), as
-    /// many as fp16 has.
-    pub fn allowed_error(&self) -> f64 {
-        match (self.device, self.precision) {
-            (Device::Cpu, Precision::Fp32) => 1e-4,
-            (_, Precision::Fp32 | Precision::Fp16) => 2e-2,
-            (_, Precision::Bf16) => 1e-1,
-        }
-    }
-
-    /// The size to which a batch of `count` is padded, if it is not run in parts.
-    pub fn padded(&self, count: usize) -> Option<usize> {
-        self.buckets.iter().copied().find(|it| count <= *it)
-    }
-
-    /// One batch of at most `max_batch`.
-    fn forward_one(&mut self, batch: &[&[u8]]) -> anyhow::Result<Vec<Vec<f32>>> {
-        let size = self.padded(batch.len()).expect("a part is at most the largest batch");
-        let mut run = || {
-            let logits = self.network.forward(&self.input.put(batch, size)?)?;
-            let logits = logits.f_to_device(Device::Cpu)?.f_contiguous()?;
-            let (_, classes) = logits.size2()?;
-            let mut flat = vec![0.0f32; size * classes as usize];
-            let count = flat.len();
-            logits.f_copy_data(&mut flat, count)?;
-            let rows = flat.chunks_exact(classes as usize).take(batch.len());
-            Ok::<_, TchError>(rows.map(<[f32]>::to_vec).collect())
-        };
-        run().map_err(said).with_context(|| format!("a batch of {size} on {}", self.device()))
-    }
-}
-
-impl Model for Engine {
-    /// Batches over the largest size are run in parts.
-    fn forward(&mut self, batch: &[&[u8]]) -> anyhow::Result<Vec<Vec<f32>>> {
-        let bytes = self.side * self.side * 3;
-        if let Some(it) = batch.iter().find(|it| it.len() != bytes) {
-            bail!("an input has {} bytes, not {bytes} (3 x {1} x {1})", it.len(), self.side);
-        }
-        one_thread();
-        let _guard = tch::no_grad_guard();
-        let mut all = Vec::with_capacity(batch.len());
-        for part in batch.chunks(self.max_batch) {
-            all.extend(self.forward_one(part)?);
-        }
-        Ok(all)
-    }
-
-    /// Runs every batch size once, so that no frame waits for the kernels of a new shape, and no
-    /// memory grows later.
-    fn warm_up(&mut self) -> anyhow::Result<()> {
-        // The largest first: it claims the memory that the others then fit into.
-        for size in self.buckets.clone().into_iter().rev() {
-            let picture = vec![0; self.side * self.side * 3];
-            self.forward(&vec![picture.as_slice(); size])
-                .with_context(|| format!("warm-up with a batch of {size}"))?;
-        }
-        Ok(())
-    }
-}
-
-/// Keeps libtorch from spreading an operator over threads of its own. They wait for each other by
-/// spinning, and collapse when the cores have other work, such as decoding: on two cores under a
-/// load of 10, batch 8, two threads gave 4-11 pictures/s, two lanes of one thread 45-50.
-fn one_thread() {
-    static BETWEEN_OPERATORS: Once = Once::new();
-    thread_local! {
-        // OpenMP keeps the number per thread.
-        static DONE: Cell<bool> = const { Cell::new(false) };
-    }
-    BETWEEN_OPERATORS.call_once(|| tch::set_num_interop_threads(1));
-    if !DONE.replace(true) {
-        tch::set_num_threads(1);
-    }
-}
-
-fn choose(wanted: Use, gpu: &GpuStatus) -> anyhow::Result<Device> {
-    match (wanted, gpu) {
-        (Use::Cpu | Use::Native, _) | (Use::Auto, GpuStatus::Absent | GpuStatus::Unusable(_)) => {
-            Ok(Device::Cpu)
-        }
+    match (wanted.device, gpu) {
+        (Use::Native, _) => Ok(Device::Native),
+        (Use::Cpu, _) => Ok(Device::Cpu),
+        (Use::Auto, GpuStatus::Absent | GpuStatus::Unusable(_)) => Ok(on_cpu(wanted.precision)),
         (Use::Auto, GpuStatus::Ready(_)) => Ok(Device::Cuda(0)),
         (Use::Cuda(index), GpuStatus::Ready(count)) => {
             let last = count - 1;
@@ -282,96 +107,68 @@ fn choose(wanted: Use, gpu: &GpuStatus) -> anyhow::Result<Device> {
     }
 }
 
-/// Why a lower precision must not be used: `None` if the first labels of all pictures agree.
-fn disagreement(exact: &mut Engine, lower: &mut Engine) -> anyhow::Result<Option<String>> {
-    let side = exact.side;
-    let want = selftest::answers(exact, side)?;
-    let found = selftest::compare(&selftest::answers(lower, side)?, &want)?;
-    let agree = found.top1() && found.max_error.is_finite();
-    Ok((!agree).then(|| {
-        format!(
-            "{} on {} gives another first label than fp32 on {} of {} self-test pictures \
-             (largest error {:.1e})",
-            lower.precision,
-            lower.device(),
-            found.pictures - found.same_top1,
-            found.pictures,
-            found.max_error,
-        )
-    }))
-}
-
-fn emulated(device: Device, precision: Precision) -> Option<String> {
-    let emulated = device == Device::Cpu && precision == Precision::Bf16 && !has_bf16();
-    emulated.then(|| {
-        // 3 against 110 pictures/s at batch 8 on one core of an AVX2-only EPYC.
-        "this CPU has no AVX-512: bf16 is over 20 times slower than fp32 here".into()
-    })
-}
-
-fn kind(precision: Precision) -> Kind {
-    match precision {
-        Precision::Fp32 => Kind::Float,
-        Precision::Bf16 => Kind::BFloat16,
-        Precision::Fp16 => Kind::Half,
+/// The engine of our own is the faster one; what it does not compute is libtorch's, if that is there.
+fn on_cpu(precision: Option<Precision>) -> Device {
+    let ours = precision.is_none_or(|it| it == Precision::Fp32);
+    if Use::Native.lacks().is_none() && (ours || Use::Cpu.lacks().is_some()) {
+        Device::Native
+    } else {
+        Device::Cpu
     }
-}
-
-/// Batches on a CPU have at most this size: larger ones are no faster there, as what a layer gives
-/// no longer fits the caches. Measured on an AVX2 EPYC, one core, in pictures a second of its time:
-/// 50 alone, 67 by four, 71 by eight, 73 by 16, 69 by 32.
-const CPU_BATCH: usize = 8;
-
-/// The sizes that batches are padded to. A CPU computes what is padded like all else, so there are
-/// more of them; not all, as oneDNN keeps a thousand convolutions, and each size has over a hundred.
-fn sizes(device: Device, max: usize) -> Vec<usize> {
-    if device != Device::Cpu {
-        return powers(max);
-    }
-    let max = max.min(CPU_BATCH);
-    let mut all: Vec<usize> = [1, 2, 3, 4, 6, 8].into_iter().filter(|it| *it < max).collect();
-    all.push(max);
-    all
-}
-
-/// Powers of two up to the largest batch, and that.
-fn powers(max: usize) -> Vec<usize> {
-    let mut all: Vec<usize> = (1..=max).map(|it| it.next_power_of_two().min(max)).collect();
-    all.dedup();
-    all
-}
-
-/// libtorch's message without the C++ stack under it.
-pub(super) fn said(error: TchError) -> anyhow::Error {
-    let text = error.to_string();
-    anyhow!("{}", text.lines().next().unwrap_or_default().trim())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn batches_are_padded_to_powers_of_two_and_the_largest_size() {
-        assert_eq!(powers(32), [1, 2, 4, 8, 16, 32]);
-        assert_eq!(powers(12), [1, 2, 4, 8, 12]);
-        assert_eq!(powers(1), [1]);
-        assert_eq!(sizes(Device::Cuda(0), 32), [1, 2, 4, 8, 16, 32]);
-        assert_eq!(sizes(Device::Cpu, 32), [1, 2, 3, 4, 6, 8]);
-        assert_eq!(sizes(Device::Cpu, 5), [1, 2, 3, 4, 5]);
-        assert_eq!(sizes(Device::Cpu, 1), [1]);
+    fn chosen(
+        device: Use,
+        precision: Option<Precision>,
+        gpu: &GpuStatus,
+    ) -> Result<Device, String> {
+        let wanted = Wanted { device, precision, max_batch: 8, buckets: None };
+        choose(&wanted, gpu).map_err(|it| it.to_string())
     }
 
+    #[cfg(all(feature = "libtorch", feature = "native"))]
     #[test]
-    fn a_gpu_that_cannot_be_used_gives_way_to_the_cpu_unless_it_was_asked_for() {
+    fn auto_is_the_gpu_that_works_then_our_own_engine_then_libtorch_for_what_that_lacks() {
         let broken = GpuStatus::Unusable("no driver".into());
-        assert_eq!(choose(Use::Auto, &broken).unwrap(), Device::Cpu);
-        let said = choose(Use::Cuda(0), &broken).unwrap_err().to_string();
+        for gpu in [&broken, &GpuStatus::Absent] {
+            for precision in [None, Some(Precision::Fp32)] {
+                assert_eq!(chosen(Use::Auto, precision, gpu), Ok(Device::Native));
+            }
+            assert_eq!(chosen(Use::Auto, Some(Precision::Bf16), gpu), Ok(Device::Cpu));
+        }
+        assert_eq!(chosen(Use::Auto, None, &GpuStatus::Ready(2)), Ok(Device::Cuda(0)));
+        assert_eq!(chosen(Use::Cpu, None, &GpuStatus::Ready(1)), Ok(Device::Cpu));
+        assert_eq!(chosen(Use::Native, None, &GpuStatus::Ready(1)), Ok(Device::Native));
+    }
+
+    #[cfg(feature = "libtorch")]
+    #[test]
+    fn a_gpu_that_was_asked_for_and_cannot_be_used_is_refused() {
+        let broken = GpuStatus::Unusable("no driver".into());
+        let said = chosen(Use::Cuda(0), None, &broken).unwrap_err();
         assert_eq!(said, "device cuda:0 cannot be used: no driver");
-        assert_eq!(choose(Use::Auto, &GpuStatus::Ready(2)).unwrap(), Device::Cuda(0));
-        assert_eq!(choose(Use::Cuda(1), &GpuStatus::Ready(2)).unwrap(), Device::Cuda(1));
-        assert!(choose(Use::Cuda(2), &GpuStatus::Ready(2)).is_err());
-        assert!(choose(Use::Cuda(0), &GpuStatus::Absent).is_err());
-        assert_eq!(choose(Use::Cpu, &GpuStatus::Ready(1)).unwrap(), Device::Cpu);
+        assert_eq!(chosen(Use::Cuda(1), None, &GpuStatus::Ready(2)), Ok(Device::Cuda(1)));
+        let said = chosen(Use::Cuda(2), None, &GpuStatus::Ready(2)).unwrap_err();
+        assert_eq!(said, "no device cuda:2: the last one is cuda:1");
+        let said = chosen(Use::Cuda(0), None, &GpuStatus::Absent).unwrap_err();
+        assert_eq!(said, "no device cuda:0: no GPU");
+    }
+
+    #[cfg(not(feature = "libtorch"))]
+    #[test]
+    fn a_build_without_libtorch_refuses_what_needs_it_and_takes_its_own_engine() {
+        for (device, name) in [(Use::Cpu, "cpu"), (Use::Cuda(1), "cuda:1")] {
+            let said = chosen(device, None, &GpuStatus::Absent).unwrap_err();
+            let want = "this build has no libtorch: use auto or native";
+            assert_eq!(said, format!("device {name} cannot be used: {want}"));
+        }
+        for precision in [None, Some(Precision::Bf16)] {
+            assert_eq!(chosen(Use::Auto, precision, &GpuStatus::Absent), Ok(Device::Native));
+        }
+        assert_eq!(GpuStatus::find(Use::Auto, None), GpuStatus::Absent);
     }
 }

@@ -1,140 +1,103 @@
 //! The network behind one name, whichever engine computes it: libtorch or our own.
 
-use anyhow::{bail, ensure};
-
+#[cfg(feature = "libtorch")]
+use crate::infer::libtorch;
+#[cfg(feature = "native")]
+use crate::infer::own::Own;
 use crate::infer::{
     Model,
-    device::{self, GpuStatus, Network},
-    native::{Input, Isa, Lane},
-    wanted::{Precision, Use, Wanted},
+    device::{self, Device, GpuStatus, Network},
+    wanted::{Precision, Wanted},
 };
 
-/// The network on a device, for one thread. Lanes on other threads share its weights.
-pub enum Engine {
-    /// With libtorch.
-    Libtorch(Box<device::Engine>),
-    /// Without it.
-    Native(Box<Native>),
+/// A network on a device, for one thread.
+pub trait Backend: Model {
+    /// The engine's name: `libtorch`, `native`.
+    fn name(&self) -> &'static str;
+
+    /// The same network for another thread: the weights are shared, what it works in is not.
+    ///
+    /// # Errors
+    /// Out of memory.
+    fn lane(&self) -> anyhow::Result<Box<dyn Backend>>;
+
+    /// The device's name: `cpu`, `cuda:0`.
+    fn device(&self) -> String;
+
+    /// The precision in force.
+    fn precision(&self) -> Precision;
+
+    /// What the user should know about the precision.
+    fn note(&self) -> Option<&str> {
+        None
+    }
+
+    /// The largest error of the self-test that is still good, see
+    /// [`crate::infer::selftest::Agreement`].
+    fn allowed_error(&self) -> f64;
 }
 
-/// Our own engine, fp32 on the CPU.
-pub struct Native {
-    lane: Lane,
-    side: usize,
-    classes: usize,
-    max_batch: usize,
-    /// All logits of a batch, one picture after the other.
-    logits: Vec<f32>,
-}
+/// Whichever was chosen.
+pub struct Engine(Box<dyn Backend>);
 
 impl Engine {
-    /// Puts the network on the device and chooses the precision. Not warmed up: that belongs on the
-    /// thread that will use it.
+    /// Chooses the device and the engine, puts the network there and chooses the precision. Not
+    /// warmed up: that belongs on the thread that will use it.
     ///
     /// # Errors
     /// The parameters do not fit the network, the device cannot be used, or a wanted precision is
     /// not to be had there.
     pub fn start(network: &Network, wanted: &Wanted, gpu: &GpuStatus) -> anyhow::Result<Engine> {
-        Ok(match wanted.device {
-            Use::Native => Engine::Native(Box::new(Native::start(network, wanted)?)),
-            _ => Engine::Libtorch(Box::new(device::Engine::start(network, wanted, gpu)?)),
-        })
+        Ok(Engine(match device::choose(wanted, gpu)? {
+            #[cfg(feature = "native")]
+            Device::Native => Box::new(Own::start(network, wanted)?),
+            #[cfg(feature = "libtorch")]
+            device => Box::new(libtorch::Engine::start(network, wanted, device)?),
+            #[cfg(not(feature = "libtorch"))]
+            Device::Cpu | Device::Cuda(_) => unreachable!("what the build lacks is not chosen"),
+        }))
     }
 
-    /// The same network for another thread.
+    /// See [`Backend::lane`].
     ///
     /// # Errors
     /// Out of memory.
     pub fn lane(&self) -> anyhow::Result<Engine> {
-        Ok(match self {
-            Engine::Libtorch(it) => Engine::Libtorch(Box::new(it.lane()?)),
-            Engine::Native(it) => Engine::Native(Box::new(Native {
-                lane: it.lane.another(),
-                logits: Vec::with_capacity(it.logits.capacity()),
-                ..**it
-            })),
-        })
+        self.0.lane().map(Engine)
     }
 
-    /// The device's name: `cpu`, `cuda:0`.
+    /// See [`Backend::name`].
+    pub fn name(&self) -> &'static str {
+        self.0.name()
+    }
+
+    /// See [`Backend::device`].
     pub fn device(&self) -> String {
-        match self {
-            Engine::Libtorch(it) => it.device(),
-            Engine::Native(_) => "cpu".into(),
-        }
+        self.0.device()
     }
 
-    /// The precision in force.
+    /// See [`Backend::precision`].
     pub fn precision(&self) -> Precision {
-        match self {
-            Engine::Libtorch(it) => it.precision(),
-            Engine::Native(_) => Precision::Fp32,
-        }
+        self.0.precision()
     }
 
-    /// What the user should know about the precision.
+    /// See [`Backend::note`].
     pub fn note(&self) -> Option<&str> {
-        match self {
-            Engine::Libtorch(it) => it.note(),
-            Engine::Native(_) => None,
-        }
+        self.0.note()
     }
 
-    /// The largest error of the self-test that is still good, see
-    /// [`crate::infer::selftest::Agreement`].
+    /// See [`Backend::allowed_error`].
     pub fn allowed_error(&self) -> f64 {
-        match self {
-            Engine::Libtorch(it) => it.allowed_error(),
-            // As for libtorch's fp32 on a CPU. Measured with the shipped checkpoint: under 1e-5.
-            Engine::Native(_) => 1e-4,
-        }
-    }
-}
-
-impl Native {
-    fn start(network: &Network, wanted: &Wanted) -> anyhow::Result<Native> {
-        ensure!(0 < wanted.max_batch, "the largest batch is 0, it must be at least 1");
-        if let Some(precision) = wanted.precision.filter(|it| *it != Precision::Fp32) {
-            bail!("device native computes in fp32, not in {precision}: use auto or fp32");
-        }
-        let Network { config, tensors, side, mean, std } = *network;
-        let (max_batch, classes) = (wanted.max_batch, config.classes);
-        let lane = Lane::new(tensors, &config, &Input { side, mean, std }, Isa::best())?;
-        let logits = Vec::with_capacity(max_batch * classes);
-        Ok(Native { lane, side, classes, max_batch, logits })
+        self.0.allowed_error()
     }
 }
 
 impl Model for Engine {
     fn forward(&mut self, batch: &[&[u8]]) -> anyhow::Result<Vec<Vec<f32>>> {
-        match self {
-            Engine::Libtorch(it) => it.forward(batch),
-            Engine::Native(it) => it.forward(batch),
-        }
+        self.0.forward(batch)
     }
 
     fn warm_up(&mut self) -> anyhow::Result<()> {
-        match self {
-            Engine::Libtorch(it) => it.warm_up(),
-            Engine::Native(it) => it.warm_up(),
-        }
-    }
-}
-
-impl Model for Native {
-    fn forward(&mut self, batch: &[&[u8]]) -> anyhow::Result<Vec<Vec<f32>>> {
-        let bytes = self.side * self.side * 3;
-        if let Some(it) = batch.iter().find(|it| it.len() != bytes) {
-            bail!("an input has {} bytes, not {bytes} (3 x {1} x {1})", it.len(), self.side);
-        }
-        self.logits.clear();
-        self.lane.forward(batch, &mut self.logits);
-        Ok(self.logits.chunks_exact(self.classes).map(<[f32]>::to_vec).collect())
-    }
-
-    /// Touches all memory once.
-    fn warm_up(&mut self) -> anyhow::Result<()> {
-        let picture = vec![0; self.side * self.side * 3];
-        self.forward(&vec![picture.as_slice(); self.max_batch]).map(drop)
+        self.0.warm_up()
     }
 }

@@ -1,7 +1,7 @@
 //! The network with libtorch, from normalised pixels to logits.
 //!
 //! Not here: the table of layers and the folding of BatchNorm (`plan.rs`), where weights come from
-//! (`weights/`), devices and precision (`device.rs`).
+//! (`weights/`), devices and precision (`libtorch.rs`).
 
 use std::collections::BTreeMap;
 
@@ -9,8 +9,8 @@ use tch::{Device, Kind, TchError};
 
 use crate::infer::{
     fused::Fused,
+    libtorch::has_bf16,
     plan::{Block, Config, Ghost, Net, Spec, Squeeze, plan},
-    wanted::has_bf16,
     weights::Tensor,
 };
 

@@ -1,7 +1,7 @@
 //! Whether the machine has an NVIDIA GPU, where its CUDA libraries are, and loading them.
 //!
 //! One binary serves machines with and without a GPU: it is linked with the CPU's libtorch, and
-//! the CUDA part is loaded at run time. Says nothing to libtorch itself: that is `device.rs`.
+//! the CUDA part is loaded at run time. Says nothing to libtorch itself: that is `libtorch.rs`.
 
 use std::{
     env,

@@ -9,7 +9,7 @@ use std::slice;
 use anyhow::Context as _;
 use tch::{Device, Kind, TchError, Tensor};
 
-use crate::infer::device::said;
+use crate::infer::libtorch::said;
 
 /// The input of one lane, for up to so many pictures of `side` × `side`.
 pub(super) struct Input {

@@ -1,18 +1,30 @@
-//! From model inputs to scores: batching ([`batch`]), the network as a table ([`plan`]) and with
-//! libtorch ([`ghostnet`]) or without it ([`native`]), the device it runs on ([`device`]), its weights ([`weights`]) and the
-//! proof that it computes what it should ([`selftest`]).
+//! From model inputs to scores: batching ([`batch`]), the network as a table ([`plan`]), the device
+//! and the engine that computes it ([`device`], [`engine`]), its weights ([`weights`]) and the proof
+//! that it computes what it should ([`selftest`]).
+//!
+//! There are two engines, each behind a cargo feature of its name: libtorch (`libtorch.rs`,
+//! `ghostnet.rs` and what they use), and our own (`native/`, and `own.rs` as the daemon sees it).
 
 pub mod batch;
 pub mod device;
 pub mod engine;
+#[cfg(feature = "libtorch")]
 mod fused;
+#[cfg(feature = "libtorch")]
 pub mod ghostnet;
 #[allow(unsafe_code, reason = "loads libraries")]
 pub mod gpu;
+#[cfg(feature = "libtorch")]
 mod input;
+#[cfg(feature = "libtorch")]
+pub mod libtorch;
 pub mod load;
+#[cfg(feature = "native")]
 pub mod native;
+#[cfg(feature = "libtorch")]
 mod onednn;
+#[cfg(feature = "native")]
+mod own;
 pub mod plan;
 pub mod selftest;
 pub mod wanted;

@@ -123,6 +123,7 @@ impl<C> Net<C> {
         })
     }
 
+    #[cfg(feature = "libtorch")]
     pub(super) fn map_ref<D>(&self, f: &impl Fn(&C) -> D) -> Net<D> {
         Net {
             stem: f(&self.stem),
@@ -153,6 +154,7 @@ impl<C> Block<C> {
         Ok(Block { expand, depthwise, squeeze, project, shortcut })
     }
 
+    #[cfg(feature = "libtorch")]
     pub(super) fn map_ref<D>(&self, f: &impl Fn(&C) -> D) -> Block<D> {
         let ghost = |it: &Ghost<C>| Ghost { primary: f(&it.primary), cheap: f(&it.cheap) };
         Block {

@@ -5,14 +5,40 @@ use std::{fmt, str::FromStr};
 /// Which device the user wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Use {
-    /// The first GPU if it works, else the CPU.
+    /// The first GPU if it works, else the CPU with the engine of our own.
     Auto,
-    /// The CPU, whatever else is there.
+    /// The CPU with libtorch, whatever else is there.
     Cpu,
-    /// The CPU, with the engine of our own instead of libtorch's.
+    /// The CPU with the engine of our own, whatever else is there.
     Native,
     /// This GPU, or nothing.
     Cuda(usize),
+}
+
+impl Use {
+    /// What this build lacks for it, and what to do.
+    pub fn lacks(self) -> Option<&'static str> {
+        match self {
+            Use::Cpu | Use::Cuda(_) if !cfg!(feature = "libtorch") => {
+                Some("this build has no libtorch: use auto or native")
+            }
+            Use::Native if !cfg!(feature = "native") => {
+                Some("this build has no engine of our own: use auto or cpu")
+            }
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Use {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Use::Auto => f.write_str("auto"),
+            Use::Cpu => f.write_str("cpu"),
+            Use::Native => f.write_str("native"),
+            Use::Cuda(index) => write!(f, "cuda:{index}"),
+        }
+    }
 }
 
 impl FromStr for Use {
@@ -84,19 +110,6 @@ pub struct Wanted {
     pub buckets: Option<Vec<usize>>,
 }
 
-/// What libtorch asks of a CPU before it lets oneDNN compute in bf16.
-#[cfg(target_arch = "x86_64")]
-pub(super) fn has_bf16() -> bool {
-    is_x86_feature_detected!("avx512bw")
-        && is_x86_feature_detected!("avx512vl")
-        && is_x86_feature_detected!("avx512dq")
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-pub(super) fn has_bf16() -> bool {
-    true
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -107,6 +120,9 @@ mod tests {
         assert_eq!("cpu".parse(), Ok(Use::Cpu));
         assert_eq!("native".parse(), Ok(Use::Native));
         assert_eq!("cuda:3".parse(), Ok(Use::Cuda(3)));
+        for name in ["auto", "cpu", "native", "cuda:3"] {
+            assert_eq!(name.parse::<Use>().unwrap().to_string(), name);
+        }
         for wrong in ["cuda", "cuda:", "cuda:-1", "gpu"] {
             assert!(wrong.parse::<Use>().is_err(), "{wrong}");
         }

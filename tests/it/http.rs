@@ -141,6 +141,7 @@ fn populate(metrics: &Metrics) -> (Arc<Stream>, Meta) {
         weights: "1f2e",
         precision: "fp32",
         device: "cpu",
+        engine: "native",
     });
     let stream = Arc::new(Stream::new("front"));
     metrics.add_stream(stream.clone(), Some(5.0));

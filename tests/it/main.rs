@@ -7,6 +7,7 @@ mod end_to_end;
 mod events;
 mod failures;
 mod golden;
+#[cfg(feature = "libtorch")]
 mod gpu_check;
 mod health;
 mod http;
@@ -17,8 +18,11 @@ mod journal_daemon;
 mod kafka;
 #[cfg(feature = "kafka")]
 mod kafka_login;
+#[cfg(feature = "libtorch")]
+mod libtorch;
 mod monitoring;
 mod mqtt;
+#[cfg(feature = "native")]
 mod native;
 mod nats;
 mod one_frame;

@@ -1,19 +1,20 @@
-//! Our own engine beside libtorch: the same logits, labels and refusals.
+//! Our own engine: what `auto` takes, and beside libtorch, where that is there, the same logits, labels
+//! and refusals.
 
 use ghostwatch::infer::{
     Model,
-    device::{self, GpuStatus, Network},
+    device::{GpuStatus, Network},
     engine::Engine,
     load::{Choice, checkpoint, load},
     plan::Config,
     selftest,
     wanted::{Precision, Use, Wanted},
 };
-use serde_json::Value;
 
 use crate::{
-    end_to_end::{ghostwatch, root, said},
+    end_to_end::{configure, drain, get, root, start},
     golden,
+    support::wait_until,
 };
 
 /// max |difference| / max |logit|.
@@ -31,6 +32,7 @@ fn pictures(count: usize, side: usize) -> Vec<Vec<u8>> {
     pictures
 }
 
+#[cfg(feature = "libtorch")]
 #[test]
 fn native_gives_the_logits_of_libtorch_for_other_widths_sizes_and_classes() {
     for (width, side, classes) in [(0.5, 64, 12), (1.3, 45, 3), (1.0, 112, 12)] {
@@ -40,7 +42,8 @@ fn native_gives_the_logits_of_libtorch_for_other_widths_sizes_and_classes() {
             Network { config, tensors: &tensors, side, mean: [0.5, 0.45, 0.4], std: [0.2; 3] };
         let none = GpuStatus::Absent;
         let mut ours = Engine::start(&network, &wanted(Use::Native, 4), &none).unwrap();
-        let mut theirs = device::Engine::start(&network, &wanted(Use::Cpu, 4), &none).unwrap();
+        let mut theirs = Engine::start(&network, &wanted(Use::Cpu, 4), &none).unwrap();
+        assert_eq!((ours.name(), theirs.name()), ("native", "libtorch"));
         let pictures = pictures(5, side);
         let batch: Vec<&[u8]> = pictures.iter().map(Vec::as_slice).collect();
         let (got, want) = (ours.forward(&batch).unwrap(), theirs.forward(&batch).unwrap());
@@ -54,8 +57,10 @@ fn native_gives_the_logits_of_libtorch_for_other_widths_sizes_and_classes() {
 fn native_gives_the_shipped_checkpoints_logits_and_a_batch_those_of_its_pictures_alone() {
     let weights = root().join("weights/ghostnet-1x-demo.safetensors");
     let choice = Choice { weights, ..Choice::default() };
-    let mut loaded = load(&choice, &wanted(Use::Native, 8), &GpuStatus::Absent).unwrap();
+    // Without a GPU it is what auto takes.
+    let mut loaded = load(&choice, &wanted(Use::Auto, 8), &GpuStatus::Absent).unwrap();
     println!("{:?}", loaded.agreement);
+    assert_eq!(loaded.engine.name(), "native");
     assert!(loaded.passes() && loaded.agreement.max_error <= ALLOWED, "{:?}", loaded.agreement);
     assert_eq!((loaded.engine.precision(), &*loaded.engine.device()), (Precision::Fp32, "cpu"));
     let pictures = pictures(19, loaded.golden.geometry.crop);
@@ -70,26 +75,45 @@ fn native_gives_the_shipped_checkpoints_logits_and_a_batch_those_of_its_pictures
 }
 
 #[test]
-fn native_labels_a_photo_as_libtorch_does() {
-    let golden = root().join("tests/golden");
-    let label = |device: &str| -> Value {
-        let output = ghostwatch(&golden)
-            .args(["classify", "--format", "ndjson", "photo.jpg", "--device", device, "--weights"])
-            .arg(root().join("weights/ghostnet-1x-demo.safetensors"))
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{}", said(&output));
-        serde_json::from_slice::<Value>(&output.stdout).unwrap()["data"]["top"].clone()
+fn auto_without_a_gpu_is_native_and_the_log_and_the_metric_say_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let streams = "  p: {url: \"test:?size=64x48&fps=10\", realtime: true}\n";
+    let listen = configure(folder, streams);
+    let daemon = start(folder);
+    let model = || {
+        let text = get(&listen, "/metrics")?;
+        text.lines().find(|it| it.starts_with("ghostwatch_model_info{")).map(str::to_owned)
     };
-    let (ours, theirs) = (label("native"), label("cpu"));
-    let both = ours.as_array().unwrap().iter().zip(theirs.as_array().unwrap());
-    assert_eq!(both.len(), 5);
-    for (ours, theirs) in both {
-        assert_eq!(ours["label_id"], theirs["label_id"]);
-        let confidence = |it: &Value| it["confidence"].as_f64().unwrap();
-        // Confidences are published with six digits.
-        assert!((confidence(ours) - confidence(theirs)).abs() <= 2e-6, "{ours} and {theirs}");
+    wait_until("the daemon serves its metrics", || model().is_some());
+    let model = model().unwrap();
+    assert!(model.contains("{device=\"cpu\",engine=\"native\","), "{model}");
+    drain(daemon, folder);
+    let log = std::fs::read_to_string(folder.join("log")).unwrap();
+    let line = log.lines().find(|it| it.contains("golden self-test agrees")).unwrap();
+    assert!(line.contains("native"), "{line}");
+}
+
+#[cfg(not(feature = "libtorch"))]
+#[test]
+fn without_libtorch_what_needs_it_is_refused_in_words() {
+    use crate::end_to_end::{ghostwatch, said};
+    let folder = tempfile::tempdir().unwrap();
+    for device in ["cpu", "cuda:0"] {
+        let text =
+            format!("version: 1\nstreams: {{p: {{url: \"test:\"}}}}\ndevice: {{use: {device}}}\n");
+        std::fs::write(folder.path().join("config.yaml"), text).unwrap();
+        let output = ghostwatch(folder.path()).arg("check").output().unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        let want = format!(
+            "config.yaml:3:15: device.use: `{device}` cannot be used; \
+             this build has no libtorch: use auto or native"
+        );
+        assert!(said(&output).contains(&want), "{}", said(&output));
     }
+    let output = ghostwatch(folder.path()).args(["speed", "--device", "cuda:0"]).output().unwrap();
+    let want = "device cuda:0 cannot be used: this build has no libtorch: use auto or native";
+    assert!(!output.status.success() && said(&output).contains(want), "{}", said(&output));
 }
 
 #[test]

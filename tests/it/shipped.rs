@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, fs, path::PathBuf};
 use ghostwatch::{
     infer::{
         Model,
-        device::{Engine, GpuStatus, Network},
+        device::{GpuStatus, Network},
+        engine::Engine,
         load::{Choice, checkpoint, load},
         plan::Config,
         selftest::{self, Golden},
@@ -20,11 +21,14 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     end_to_end::{FRAME, account, events, ghostwatch, root, said},
-    golden,
+    golden::{self, engines},
 };
 
 const ALLOWED: f64 = 1e-5;
-const CPU: Wanted = Wanted { device: Use::Cpu, precision: None, max_batch: 8, buckets: None };
+
+fn wanted(device: Use) -> Wanted {
+    Wanted { device, precision: None, max_batch: 8, buckets: None }
+}
 
 fn shipped() -> PathBuf {
     root().join("weights/ghostnet-1x-demo.safetensors")
@@ -43,36 +47,39 @@ fn the_shipped_checkpoint_gives_the_logits_that_pytorch_gave() {
         mean: metadata.mean,
         std: metadata.std,
     };
-    let mut engine = Engine::start(&network, &CPU, &GpuStatus::Absent).unwrap();
     let geometry = Geometry { resize: metadata.resize, crop: metadata.input };
     let golden = Golden { geometry, reference: reference.clone(), allowed_error: ALLOWED };
-    let agreement = golden.run(&mut engine).unwrap();
-    println!("{agreement:?}");
-    assert!(agreement.max_error <= ALLOWED && agreement.top1(), "{agreement:?}");
+    for device in engines() {
+        let mut engine = Engine::start(&network, &wanted(device), &GpuStatus::Absent).unwrap();
+        let agreement = golden.run(&mut engine).unwrap();
+        println!("{device}: {agreement:?}");
+        assert!(agreement.max_error <= ALLOWED && agreement.top1(), "{device}: {agreement:?}");
+    }
     let labels = fs::read(root().join("weights/imagenet_classes.txt")).unwrap();
     assert_eq!(metadata.labels_sha256.as_deref(), Some(&*hex(&Sha256::digest(labels))));
 }
 
 #[test]
 fn a_batch_of_the_shipped_checkpoint_gives_what_its_pictures_give_alone() {
-    let choice = Choice { weights: shipped(), ..Choice::default() };
-    let mut loaded = load(&choice, &CPU, &GpuStatus::Absent).unwrap();
-    let side = loaded.golden.geometry.crop;
-    let mut pictures = selftest::pictures(side);
-    for step in [37, 101, 211, 17, 5] {
-        pictures.push(
-            (0..loaded.golden.geometry.bytes()).map(|it| ((it / 3 * step) >> 4) as u8).collect(),
-        );
-    }
-    let all: Vec<&[u8]> = pictures.iter().map(Vec::as_slice).collect();
-    let together = loaded.engine.forward(&all).unwrap();
-    for (index, picture) in all.iter().enumerate() {
-        let alone = loaded.engine.forward(&[picture]).unwrap();
-        let agreement = selftest::compare(&together[index..=index], &alone).unwrap();
-        assert!(agreement.max_error <= ALLOWED, "picture {index}: {agreement:?}");
-        let ids =
-            |it: &[f32]| -> Vec<u32> { top(it, 5).unwrap().iter().map(|it| it.label_id).collect() };
-        assert_eq!(ids(&together[index]), ids(&alone[0]), "picture {index}");
+    for device in engines() {
+        let choice = Choice { weights: shipped(), ..Choice::default() };
+        let mut loaded = load(&choice, &wanted(device), &GpuStatus::Absent).unwrap();
+        let (side, bytes) = (loaded.golden.geometry.crop, loaded.golden.geometry.bytes());
+        let mut pictures = selftest::pictures(side);
+        for step in [37, 101, 211, 17, 5] {
+            pictures.push((0..bytes).map(|it| ((it / 3 * step) >> 4) as u8).collect());
+        }
+        let all: Vec<&[u8]> = pictures.iter().map(Vec::as_slice).collect();
+        let together = loaded.engine.forward(&all).unwrap();
+        for (index, picture) in all.iter().enumerate() {
+            let alone = loaded.engine.forward(&[picture]).unwrap();
+            let agreement = selftest::compare(&together[index..=index], &alone).unwrap();
+            assert!(agreement.max_error <= ALLOWED, "{device}, picture {index}: {agreement:?}");
+            let ids = |it: &[f32]| -> Vec<u32> {
+                top(it, 5).unwrap().iter().map(|it| it.label_id).collect()
+            };
+            assert_eq!(ids(&together[index]), ids(&alone[0]), "{device}, picture {index}");
+        }
     }
 }
 
@@ -81,21 +88,24 @@ fn a_photo_has_the_labels_that_pytorch_gave_it() {
     let golden = root().join("tests/golden");
     let want: Value = serde_json::from_slice(&fs::read(golden.join("demo.json")).unwrap()).unwrap();
     let want = want["top"].as_array().unwrap();
-    let output = ghostwatch(&golden)
-        .args(["classify", "--format", "ndjson", "photo.jpg", "--weights"])
-        .arg(shipped())
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", said(&output));
-    let got: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let got = got["data"]["top"].as_array().unwrap();
-    let ids = |it: &[Value]| it.iter().map(|it| it["label_id"].clone()).collect::<Vec<_>>();
-    assert_eq!(ids(got), ids(want), "{got:?}");
-    for (got, want) in got.iter().zip(want) {
-        let confidence = |it: &Value| it["confidence"].as_f64().unwrap();
-        let difference = (confidence(got) - confidence(want)).abs();
-        // Confidences are published with six digits.
-        assert!(difference <= 2e-6, "{got} instead of {want}");
+    for device in engines().map(|it| it.to_string()).chain(["auto".to_owned()]) {
+        let output = ghostwatch(&golden)
+            .args(["classify", "--format", "ndjson", "photo.jpg", "--device", &device])
+            .arg("--weights")
+            .arg(shipped())
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", said(&output));
+        let got: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let got = got["data"]["top"].as_array().unwrap();
+        let ids = |it: &[Value]| it.iter().map(|it| it["label_id"].clone()).collect::<Vec<_>>();
+        assert_eq!(ids(got), ids(want), "{device}: {got:?}");
+        for (got, want) in got.iter().zip(want) {
+            let confidence = |it: &Value| it["confidence"].as_f64().unwrap();
+            let difference = (confidence(got) - confidence(want)).abs();
+            // Confidences are published with six digits.
+            assert!(difference <= 2e-6, "{device}: {got} instead of {want}");
+        }
     }
 }
 

@@ -1,19 +1,24 @@
 //! How fast the network and the way from a file to its labels are: figures, not promises.
 
 use std::{
-    fs,
     path::PathBuf,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
+use crate::{
+    golden::weights,
+    source::{clip, spec},
+    support::{Batches, Collect, size, within},
+    support_media::ffmpeg,
+};
 use ghostwatch::{
     edge::WhenFull,
     infer::{
         Model,
         batch::Batching,
-        device::{Engine, GpuStatus, Network},
-        ghostnet::GhostNet,
+        device::{GpuStatus, Network},
+        engine::Engine,
         plan::Config,
         wanted::{Use, Wanted},
     },
@@ -22,24 +27,21 @@ use ghostwatch::{
     preprocess::Geometry,
     source::{Settings, Spec, gst::GstOpener},
 };
-use tch::{Device, Kind};
-
-use crate::{
-    golden::weights,
-    source::{clip, spec},
-    support::{Batches, Collect, size, within},
-    support_media::ffmpeg,
-};
 
 /// Processor time of this thread in seconds.
+#[cfg(feature = "libtorch")]
 fn cpu() -> f64 {
-    let text = fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
     text.split(' ').next().unwrap().parse::<f64>().unwrap() / 1e9
 }
 
+#[cfg(feature = "libtorch")]
 #[test]
 #[ignore = "a figure, not a promise: the network by batch size"]
 fn figures_of_the_network_by_batch_size() {
+    use ghostwatch::infer::ghostnet::GhostNet;
+    use tch::{Device, Kind};
+
     tch::set_num_threads(1);
     let _guard = tch::no_grad_guard();
     let config = Config::PUBLISHED;
@@ -70,7 +72,7 @@ fn labels_a_second(paths: &[PathBuf], decode_threads: u32) -> f64 {
     let config = Config::PUBLISHED;
     let tensors = weights(&config);
     let network = Network { config, tensors: &tensors, side: 224, mean: [0.5; 3], std: [0.25; 3] };
-    let wanted = Wanted { device: Use::Cpu, precision: None, max_batch: 32, buckets: None };
+    let wanted = Wanted { device: Use::Auto, precision: None, max_batch: 32, buckets: None };
     let engine = Engine::start(&network, &wanted, &GpuStatus::Absent).unwrap();
     let models = [engine.lane().unwrap(), engine].map(|it| Box::new(it) as Box<dyn Model>);
     let sink = Collect::default();

@@ -11,7 +11,7 @@ const ONLY: &[(&str, &[&str])] = &[
     (
         "tch::",
         &[
-            "infer/device.rs",
+            "infer/libtorch.rs",
             "infer/ghostnet.rs",
             "infer/fused.rs",
             "infer/input.rs",

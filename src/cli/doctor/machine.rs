@@ -2,6 +2,8 @@
 
 use std::{env, fs, path::Path, process::Command};
 
+#[cfg(feature = "native")]
+use crate::infer::native::Isa;
 use crate::{
     cli::doctor::{Finding, Level},
     config::plan::Plan,
@@ -23,22 +25,34 @@ pub(super) fn versions() -> Vec<Finding> {
     let kafka = if cfg!(feature = "kafka") { "with" } else { "without" };
     let target = format!("{}-{}", env::consts::ARCH, env::consts::OS);
     let version = env!("CARGO_PKG_VERSION");
+    let mut findings = vec![Finding::ok(
+        "ghostwatch",
+        format!("{version}, revision {revision}, for {target}, {kafka} Kafka"),
+    )];
+    findings.extend(engines());
+    findings
+}
+
+/// What can compute the network.
+fn engines() -> [Finding; 2] {
     let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
     let library = maps.lines().find_map(|it| {
         let path = it.split_whitespace().nth(5)?;
         path.contains("/libtorch_cpu").then(|| path.to_owned())
     });
-    let torch = match library {
-        Some(path) => Finding::ok("libtorch", format!("{TORCH}, {path}")),
-        None => Finding::ok("libtorch", format!("{TORCH}, linked in")),
+    let torch = match (Use::Cpu.lacks(), library) {
+        (Some(_), _) => "not in this build: no GPU, and on the CPU our own engine".to_owned(),
+        (None, Some(path)) => format!("{TORCH}, {path}"),
+        (None, None) => format!("{TORCH}, linked in"),
     };
-    vec![
-        Finding::ok(
-            "ghostwatch",
-            format!("{version}, revision {revision}, for {target}, {kafka} Kafka"),
-        ),
-        torch,
-    ]
+    #[cfg(feature = "native")]
+    let own = match Isa::best() {
+        Isa::Portable => "this processor has no AVX2, it will be slow".to_owned(),
+        isa => format!("with {}", format!("{isa:?}").to_uppercase()),
+    };
+    #[cfg(not(feature = "native"))]
+    let own = "not in this build";
+    [Finding::ok("libtorch", torch), Finding::ok("our own engine", own)]
 }
 
 /// GStreamer, its elements and decoders.
@@ -98,8 +112,12 @@ pub(super) fn gpu(plan: Option<&Plan>) -> Finding {
     let found = gpu::find(Path::new("/"), &gpu::places(configured));
     let needed = matches!(wanted, Use::Cuda(_));
     match (found, wanted) {
-        (_, Use::Cpu) => Finding::ok("GPU", "not wanted (device.use: cpu)"),
-        (_, Use::Native) => Finding::ok("GPU", "not wanted (device.use: native)"),
+        (_, Use::Cpu | Use::Native) => {
+            Finding::ok("GPU", format!("not wanted (device.use: {wanted})"))
+        }
+        (Found::Set(_) | Found::Unusable(_), Use::Auto) if Use::Cuda(0).lacks().is_some() => {
+            Finding::ok("GPU", "there, but not used: this build has no libtorch")
+        }
         (Found::Set(set), _) => Finding::ok(
             "GPU",
             format!("there, with CUDA libraries in {}; not loaded here", set.display()),
@@ -107,7 +125,7 @@ pub(super) fn gpu(plan: Option<&Plan>) -> Finding {
         (Found::Nothing, _) if needed => Finding::fail(
             "GPU",
             "none, but device.use names one",
-            "set device.use to auto or cpu, or give the machine a GPU",
+            "set device.use to auto, or give the machine a GPU",
         ),
         (Found::Nothing, _) => Finding::ok("GPU", "none; the CPU does the work"),
         (Found::Unusable(reason), _) => Finding {
@@ -115,7 +133,7 @@ pub(super) fn gpu(plan: Option<&Plan>) -> Finding {
             ..Finding::warn(
                 "GPU",
                 reason,
-                "or set device.use to cpu: the CPU does the work meanwhile",
+                "or set device.use to native: the CPU does the work meanwhile",
             )
         },
     }
